@@ -1,0 +1,81 @@
+"""What a round pushes: programs and blobs by digest, and the `Assign` that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from broker_server.exchange import Work
+from broker_server.experiment import Experiment
+from broker_server.seeds import derive_seed
+from broker_server.state import State
+from edge_runtime.blob import kind_of_expert, make_ref
+from edge_runtime.codec import Codec
+from edge_runtime.layout import ROLES
+from edge_runtime.messages import Assign, BlobRef
+from model_export.cache import ProgramCache
+from model_export.models import ModelSpec
+from model_export.program import Program, program_memory_bytes
+from model_export.split import encode_backbone, encode_expert, encode_gate_rows
+
+
+class Artifacts:
+    """Makes the artifacts of an experiment's model. Programs are exported once and kept."""
+
+    def __init__(
+        self, experiment: Experiment, spec: ModelSpec, cache: ProgramCache, codec: Codec
+    ) -> None:
+        self._experiment = experiment
+        self._spec = spec
+        self._cache = cache
+        self._codec = codec
+
+    def prepare(self) -> None:
+        """Export now the programs that the experiment's devices will ask for."""
+        model = self._experiment.model
+        asked = {model.experts_asked(i) for i in range(self._experiment.data.devices)}
+        for k in {model.experts} if self._experiment.assignment.policy == "full" else asked:
+            for role in ROLES:
+                self._program(k, role)
+
+    def memory_bytes(self, k: int) -> int:
+        """What training with `k` experts allocates on a device, the runtime itself apart."""
+        return program_memory_bytes(self._program(k, "train"))
+
+    def make_work(self, state: State, number: int, experts: Mapping[str, list[int]]) -> Work:
+        """Round `number`'s work for each client: its `experts`, ascending."""
+        blobs: dict[bytes, bytes] = {}
+
+        def offer(kind: str, data: bytes) -> BlobRef:
+            ref = make_ref(kind, data)
+            blobs[ref.digest] = data
+            return ref
+
+        parts, train = state.model, self._experiment.train
+        backbone = offer("backbone", encode_backbone(parts, self._codec))
+        held = {
+            e: offer(kind_of_expert(e), encode_expert(parts, e, self._codec))
+            for e in sorted({e for chosen in experts.values() for e in chosen})
+        }
+        assigns = {
+            client: Assign(
+                session=state.session,
+                round=number,
+                experts=chosen,
+                training_program=offer("program", self._program(len(chosen), "train").data),
+                evaluation_program=offer("program", self._program(len(chosen), "evaluate").data),
+                backbone=backbone,
+                gate=offer("gate", encode_gate_rows(parts, chosen, self._codec)),
+                expert_blobs=[held[e] for e in chosen],
+                local_gate=self._experiment.gate.mode == "local",
+                epochs=train.epochs,
+                learning_rate=train.learning_rate * train.learning_rate_decay ** (number - 1),
+                momentum=train.momentum,
+                weight_decay=train.weight_decay,
+                seed=derive_seed(self._experiment.seed, number, client),
+            )
+            for client, chosen in experts.items()
+        }
+        return Work(assigns, blobs, parts)
+
+    def _program(self, k: int, role: str) -> Program:
+        return self._cache.get(self._spec, k, self._experiment.train.batch, role)

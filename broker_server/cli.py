@@ -1,0 +1,197 @@
+"""The server's commands: run, server, broker, data, report; and `device`, passed on."""
+
+from __future__ import annotations
+
+import datetime
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import click
+import typer
+
+from edge_runtime.cli import run_device
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker_server.console import Console
+    from broker_server.experiment import Experiment
+
+app = typer.Typer(
+    name="flexmoe",
+    help="Federated Mixture-of-Experts training on small devices, over MQTT.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where the run goes [default: runs/NAME-TIMESTAMP]."),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Short for --set seed=N.")]
+Rounds = Annotated[int | None, typer.Option(metavar="N", help="Short for --set rounds=N.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.epochs=3."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code; usage errors become `ConfigError`."""
+    try:
+        code = app(arguments, prog_name="flexmoe", standalone_mode=False)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "flexmoe"
+        raise ConfigError(f"{error.format_message()} (see {command} --help)") from None
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    return code if isinstance(code, int) else 0
+
+
+@app.command()
+def run(
+    experiment: ExperimentFile,
+    out: Out = None,
+    seed: Seed = None,
+    rounds: Rounds = None,
+    set_: Set = None,
+    resume: Resume = False,
+) -> None:
+    """Broker, server and a fleet of device processes on this machine, then a report."""
+    from broker_server.run import run_experiment
+
+    loaded = _load(experiment, seed, rounds, set_)
+    with _console() as console:
+        run_experiment(loaded, _directory(loaded.name, out, resume), [console], resume)
+
+
+@app.command()
+def server(
+    experiment: ExperimentFile,
+    broker: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The broker [default: the experiment's]."),
+    ] = None,
+    out: Out = None,
+    seed: Seed = None,
+    rounds: Rounds = None,
+    set_: Set = None,
+    resume: Resume = False,
+) -> None:
+    """The balancing server alone: its devices are started elsewhere, by `flexmoe device`."""
+    from broker_server.broker import open_broker
+    from broker_server.server import open_store, serve
+    from device_profiles import datasets
+
+    loaded = _load(experiment, seed, rounds, set_)
+    directory = _directory(loaded.name, out, resume)
+    dataset = datasets.load(loaded.data.dataset, loaded.data.path or None)
+    address = broker or loaded.broker.address
+    with (
+        open_broker(address, loaded.broker.port or None, directory / "log") as found,
+        open_store(loaded, directory, found.kind, resume) as store,
+        _console() as console,
+    ):
+        print(f"server at broker {found.host}:{found.port}, federation {loaded.broker.federation}")
+        serve(loaded, dataset, found.host, found.port, found.kind, store, [console])
+
+
+@app.command()
+def broker(
+    host: Annotated[
+        str, typer.Option(help="Interface; 0.0.0.0 lets other machines connect.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 1883,
+    kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+) -> None:
+    """An MQTT broker, until Ctrl-C."""
+    from broker_server.broker import serve
+
+    serve(host, port, kind)
+
+
+@app.command()
+def data(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the shards go.")],
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Write each device's shard as DIR/NAME.npz, to copy to the devices."""
+    from device_profiles import datasets
+    from device_profiles.shards import make_shards, write_shards
+
+    loaded = _load(experiment, seed, None, set_)
+    dataset = datasets.load(loaded.data.dataset, loaded.data.path or None)
+    settings = loaded.data
+    shards = make_shards(
+        dataset, settings.devices, settings.partition, loaded.seed, settings.test_fraction
+    )
+    for name, path in write_shards(shards, out).items():
+        shard = shards[name]
+        print(f"{path}: {shard.samples} training, {shard.test_samples} test samples")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
+) -> None:
+    """Print a run's tables again from its store."""
+    from broker_server.console import Console
+    from broker_server.store import Store
+
+    with Store.open(directory) as store, Console() as console:
+        records = store.records()
+        console.started(store.facts())
+        for record in records:
+            console.round_finished(record)
+        console.finished(records, directory)
+
+
+@app.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    }
+)
+def device(context: typer.Context) -> int:
+    """Run this machine as a device (needs no server extra)."""
+    return run_device(context.args)
+
+
+def _load(
+    experiment: Path, seed: int | None, rounds: int | None, set_: list[str] | None
+) -> Experiment:
+    from broker_server.config import load_experiment
+
+    overrides = list(set_ or [])
+    overrides += [f"seed={seed}"] if seed is not None else []
+    overrides += [f"rounds={rounds}"] if rounds is not None else []
+    return load_experiment(experiment, overrides)
+
+
+def _directory(name: str, out: Path | None, resume: bool) -> Path:
+    if out is not None:
+        return out
+    if resume:
+        raise ConfigError("--resume needs --out: the directory of the run to go on with")
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"
+
+
+def _console() -> Console:
+    from broker_server.console import Console
+
+    # `kill` ends a run as Ctrl-C does: nothing may be left behind.
+    signal.signal(signal.SIGTERM, _interrupt)
+    return Console()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,215 @@
+"""The console: a run as it goes, one line a round.
+
+On a terminal the lines scroll up above a progress bar, so any number of rounds fits a window of any
+height. Elsewhere (a pipe, a log file) they are plain text, flushed line by line. Both have the same
+columns.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import rich.console
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from broker_server.record import RoundRecord
+from broker_server.sink import Facts
+from broker_server.tables import figure, human_bytes, render
+
+_PLAIN_WIDTH = 100
+
+# Title and width of each column, 80 in all. Accuracies are of the global model, and the mean of the
+# devices' own; "ok" is how many answers counted, of how many devices that had work.
+_COLUMNS = (
+    ("round", 5),
+    ("global", 8),
+    ("device", 8),
+    ("loss", 7),
+    ("up", 10),
+    ("down", 10),
+    ("load CV", 8),
+    ("usage CV", 9),
+    ("seconds", 8),
+    ("ok", 7),
+)
+
+
+class Console:
+    """A `Sink` that prints. Use it as a context manager: leaving it gives the terminal back."""
+
+    def __init__(self, terminal: rich.console.Console | None = None) -> None:
+        self._terminal = terminal or rich.console.Console(highlight=False)
+        self._live = self._terminal.is_terminal
+        self._facts: Facts = {}
+        self._expected = 0
+        self._joined = 0
+        self._rows = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("rounds,"),
+            TimeElapsedColumn(),
+            TextColumn("passed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._terminal,
+            refresh_per_second=2,  # the devices need the processor more
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the progress bar and show the cursor again; more calls do nothing."""
+        if self._live:
+            self._progress.stop()
+
+    def started(self, facts: Facts) -> None:
+        """Say what runs."""
+        self._facts = facts
+        self._line(_headline(facts), "bold")
+        if self._live:
+            self._task = self._progress.add_task("waiting for devices", total=facts.get("rounds"))
+            self._progress.start()
+
+    def joined(self, count: int, expected: int) -> None:
+        """Say how many devices are there; a pipe hears of it when all are."""
+        self._joined, self._expected = count, expected
+        self._describe(f"{count} of {expected} devices are there")
+        if count == expected and not self._rows:
+            self._line(f"{count} of {expected} devices are there")
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """One line for the round; a note where it did not go to plan."""
+        if not self._rows:
+            if self._joined < self._expected:
+                self._line(f"{self._joined} of {self._expected} devices are there; starting")
+            self._line("".join(title.rjust(width) for title, width in _COLUMNS), "bold")
+        self._rows += 1
+        line = "".join(
+            cell.rjust(width) for cell, (_, width) in zip(_cells(record), _COLUMNS, strict=True)
+        )
+        notes = "; ".join(_notes(record))
+        if self._live:
+            self._line(line)
+            if notes:
+                self._terminal.print(Padding(Text(notes, style="yellow"), (0, 0, 0, 7)))
+        else:
+            self._line(f"{line}  {notes}".rstrip())
+        if self._task is not None:
+            self._progress.update(self._task, completed=record.round)
+        last = record.round == self._facts.get("rounds")
+        self._describe("closing" if last else f"round {record.round + 1}")
+
+    def finished(self, records: Sequence[RoundRecord], directory: Path) -> None:
+        """The closing tables, and where the run's files are."""
+        self.close()
+        if self._live:
+            self._terminal.print(*render(records, self._facts), sep="\n")
+        else:
+            paper = rich.console.Console(file=io.StringIO(), width=_PLAIN_WIDTH)
+            with paper.capture() as capture:
+                paper.print(*render(records, self._facts), sep="\n")
+            for line in capture.get().splitlines():
+                self._line(line.rstrip())
+        self._line("")
+        self._line(f"Everything is in {directory}")
+
+    def _line(self, text: str, style: str = "") -> None:
+        if self._live:
+            self._terminal.print(Text(text, style=style))
+        else:
+            print(text, file=self._terminal.file, flush=True)
+
+    def _describe(self, text: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, description=text)
+
+
+def replay(
+    records: Sequence[RoundRecord],
+    facts: Facts,
+    directory: Path,
+    terminal: rich.console.Console | None = None,
+) -> None:
+    """Print a finished run as it was printed when it ran."""
+    with Console(terminal) as console:
+        console.started(facts)
+        for record in records:
+            console.round_finished(record)
+        console.finished(records, directory)
+
+
+def _headline(facts: Facts) -> str:
+    """``quickstart: digits, 8 experts, ...``, from the facts that are there."""
+    forms = (
+        ("model", "{}"),
+        ("experts", "{} experts"),
+        ("devices", "{} devices"),
+        ("partition", "{}"),
+        ("policy", "{}"),
+        ("rounds", "{} rounds"),
+        ("seed", "seed {}"),
+        ("broker", "broker {}"),
+    )
+    said = [form.format(facts[key]) for key, form in forms if key in facts]
+    return f"{facts.get('name', 'run')}: {', '.join(said)}"
+
+
+def _cells(record: RoundRecord) -> list[str]:
+    return [
+        str(record.round),
+        figure(record.global_accuracy),
+        figure(record.device_accuracy),
+        figure(record.loss, 3),
+        human_bytes(record.uplink_bytes),
+        human_bytes(record.downlink_bytes),
+        figure(record.load_cv),
+        figure(record.usage_cv, 3),
+        figure(record.round_s, 2),
+        f"{record.answered}/{record.participants}",
+    ]
+
+
+def _notes(record: RoundRecord) -> list[str]:
+    """What did not go to plan: missed bounds, devices left out, dropped messages, events."""
+    by_status: dict[str, list[str]] = {}
+    for client in record.clients:
+        if client.status != "ok":
+            by_status.setdefault(client.status, []).append(client.client)
+    notes = [f"{status}: {_some(clients)}" for status, clients in by_status.items()]
+    if record.violated_samples:
+        notes.append(f"load bounds missed by {record.violated_samples} samples")
+    if record.drops:
+        notes.append(f"{sum(record.drops.values())} messages dropped")
+    return notes + record.events
+
+
+def _some(names: Sequence[Any], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,249 @@
+"""The round: join, capacity, assign, push, train, collect, aggregate, score.
+
+`run_round(state, federation)` is the algorithm of the project on one screen. What it needs from the
+world stands in `Federation`; what it leaves is the next `State` and a `RoundRecord`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker_server import fitness, load
+from broker_server.aggregation import Aggregator
+from broker_server.artifacts import Artifacts
+from broker_server.assignment import Assignment, AssignmentPolicy, Problem
+from broker_server.capacity import Capacity, experts_that_fit
+from broker_server.evaluation import GlobalEvaluation
+from broker_server.exchange import Answer, Exchange
+from broker_server.experiment import Experiment
+from broker_server.record import ClientRound, RoundRecord
+from broker_server.roster import Roster
+from broker_server.seeds import derive_seed
+from broker_server.spool import Spool
+from broker_server.state import State
+from broker_server.traffic import Traffic
+from broker_server.update import decode_update, update_kinds
+from edge_runtime.codec import Codec
+from edge_runtime.errors import FleetError
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a round works with."""
+
+    experiment: Experiment
+    roster: Roster
+    exchange: Exchange
+    spool: Spool
+    codec: Codec
+    artifacts: Artifacts
+    policy: AssignmentPolicy
+    evaluation: GlobalEvaluation
+    traffic: Traffic
+
+
+def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]:
+    """One round. Raises `FleetError` if too few devices are there to begin, or answer."""
+    began_s = time.monotonic()
+    number = state.round + 1
+    experiment = federation.experiment
+
+    # 1. Join: who is here, in the order of their names.
+    clients = present_clients(federation)
+    samples = np.array([federation.roster[client].hello.samples for client in clients])
+
+    # 2. Capacity: how many experts each can hold.
+    capacities = [experts_for(client, federation) for client in clients]
+    capacity = np.array([held.k for held in capacities])
+
+    # 3. Assign: the most quality under balanced load.
+    lower, upper = load.bounds(state.load, samples, capacity, experiment.assignment.delta)
+    quality = quality_of(state, clients, experiment)
+    seed = derive_seed(experiment.seed, number, "assignment")
+    assignment = federation.policy(Problem(quality, samples, capacity, lower, upper, seed))
+
+    # 4. Push, 5. train, 6. collect: devices fetch what they lack, and report.
+    experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
+    work = federation.artifacts.make_work(state, number, experts)
+    answers = federation.exchange.run(work, experiment.round.deadline_s, experiment.round.rejoin_s)
+    reports = {c: a.report for c, a in answers.items() if a.report is not None}
+    need = quorum(experiment, len(clients))
+    if len(reports) < need:
+        raise FleetError(
+            f"round {number}: {len(reports)} of {len(clients)} devices answered in time, "
+            f"round.quorum asks for {need}; {_why(answers)}"
+        )
+
+    # 7. Aggregate: one update at a time, in the order of names.
+    aggregator = Aggregator(state.model)
+    for client in sorted(reports):
+        assign = work.assigns[client]
+        blobs = {kind: federation.spool.get(client, kind) for kind in update_kinds(assign)}
+        size = federation.roster[client].hello.samples
+        aggregator.add(
+            decode_update(blobs, reports[client], assign, size, state.model, federation.codec)
+        )
+    model = aggregator.result()
+    federation.spool.clear()
+
+    # 8. Score and evaluate. Load counts what was trained: a lost update leaves its deficit.
+    settings = experiment.fitness
+    for i, client in enumerate(clients):
+        if (report := reports.get(client)) is not None:
+            scores = fitness.fitness(
+                report.loss, report.hits, report.usage, settings.mode, settings.alpha
+            )
+            quality = fitness.update_quality(
+                quality, i, report.experts, scores, report.usage, settings.beta
+            )
+    trained = np.array([client in reports for client in clients])
+    state = State(
+        session=state.session,
+        round=number,
+        model=model,
+        quality={**state.quality, **dict(zip(clients, quality, strict=True))},
+        load=load.update(state.load, assignment.X & trained[:, np.newaxis], samples),
+    )
+    record = _record(state, federation, clients, capacities, assignment, answers, experts, began_s)
+    return state, record
+
+
+def run_rounds(
+    state: State,
+    federation: Federation,
+    rounds: int,
+    finished: Callable[[State, RoundRecord], None],
+) -> State:
+    """Rounds up to number `rounds`; `finished` is told of each, and makes it last."""
+    while state.round < rounds:
+        state, record = run_round(state, federation)
+        finished(state, record)
+    return state
+
+
+def present_clients(federation: Federation) -> list[str]:
+    """The devices that are there; waits for a quorum where too few are."""
+    experiment = federation.experiment
+    need = quorum(experiment, experiment.data.devices)
+    if len(federation.roster.present) < need:
+        federation.exchange.gather(need, experiment.round.join_timeout_s)
+    clients = federation.roster.present
+    if len(clients) < need:
+        raise FleetError(
+            f"{len(clients)} of {experiment.data.devices} devices are connected, a round needs "
+            f"{need} (round.quorum = {experiment.round.quorum}); start the missing devices, or "
+            "lower round.quorum or data.devices"
+        )
+    return clients
+
+
+def quorum(experiment: Experiment, devices: int) -> int:
+    """How many of `devices` a round needs, at least 1."""
+    return max(1, int(np.ceil(experiment.round.quorum * devices - 1e-9)))
+
+
+def experts_for(client: str, federation: Federation) -> Capacity:
+    """k of one device: what the experiment asks for, as far as its memory allows."""
+    model = federation.experiment.model
+    if federation.experiment.assignment.policy == "full":
+        return Capacity(model.experts, "asked")
+    asked = model.experts_asked(federation.roster.place(client))
+    available = federation.roster[client].hello.memory_available_bytes
+    try:
+        return experts_that_fit(asked, available, federation.artifacts.memory_bytes)
+    except FleetError as error:
+        raise FleetError(f"{client}: {error}") from None
+
+
+def quality_of(state: State, clients: Sequence[str], experiment: Experiment) -> NDArray[np.float64]:
+    """Q [C, E] of these clients; newcomers start at q0."""
+    quality = fitness.initial_quality(len(clients), experiment.model.experts, experiment.fitness.q0)
+    for i, client in enumerate(clients):
+        if client in state.quality:
+            quality[i] = state.quality[client]
+    return quality
+
+
+def _record(
+    state: State,
+    federation: Federation,
+    clients: Sequence[str],
+    capacities: Sequence[Capacity],
+    assignment: Assignment,
+    answers: Mapping[str, Answer],
+    experts: Mapping[str, list[int]],
+    began_s: float,
+) -> RoundRecord:
+    """What this round leaves."""
+    reports = [answer.report for answer in answers.values() if answer.report is not None]
+    usage = np.zeros(len(state.load), np.int64)
+    for report in reports:
+        usage[report.experts] += report.usage
+    sizes = [federation.roster[c].hello.samples for c, a in answers.items() if a.report]
+    tested = [r.test_hits / r.test_samples for r in reports if r.test_samples]
+    events = [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
+    events += [
+        f"{c}: holds {held.k} experts, its {held.limit} allows no more"
+        for c, held in zip(clients, capacities, strict=True)
+        if held.limit != "asked"
+    ]
+    traffic = federation.traffic.cut()
+    return RoundRecord(
+        round=state.round,
+        global_accuracy=federation.evaluation.accuracy(state.model),
+        device_accuracy=float(np.mean(tested)) if tested else float("nan"),
+        loss=float(np.average([r.train_loss for r in reports], weights=sizes)),
+        uplink_bytes=traffic.uplink_bytes,
+        downlink_bytes=traffic.downlink_bytes,
+        load_cv=load.coefficient_of_variation(state.load),
+        usage_cv=load.coefficient_of_variation(usage),
+        assign_s=assignment.solve_s,
+        train_s=max(report.telemetry.get("train_s", 0.0) for report in reports),
+        round_s=time.monotonic() - began_s,
+        participants=len(clients),
+        answered=len(reports),
+        objective=assignment.objective,
+        bound=assignment.bound,
+        gap=assignment.gap,
+        violated_samples=round(float(np.abs(assignment.violated).sum())),
+        solver=assignment.solver,
+        socket_sent_bytes=traffic.socket_sent_bytes,
+        socket_received_bytes=traffic.socket_received_bytes,
+        load=state.load.tolist(),
+        usage=usage.tolist(),
+        clients=[_client_round(c, experts[c], answers[c], state, federation) for c in clients],
+        bytes=traffic.rows,
+        drops=traffic.drops,
+        events=events,
+    )
+
+
+def _client_round(
+    client: str, experts: list[int], answer: Answer, state: State, federation: Federation
+) -> ClientRound:
+    report = answer.report
+    tested = report is not None and report.test_samples > 0
+    return ClientRound(
+        client=client,
+        experts=experts,
+        usage=report.usage if report else [],
+        loss=report.loss if report else [],
+        hits=report.hits if report else [],
+        quality=state.quality[client][experts].tolist(),
+        samples=federation.roster[client].hello.samples,
+        device_accuracy=report.test_hits / report.test_samples
+        if report and tested
+        else float("nan"),
+        telemetry=dict(report.telemetry) if report else {},
+        status=answer.status,
+        detail=answer.detail,
+    )
+
+
+def _why(answers: Mapping[str, Answer]) -> str:
+    return "; ".join(f"{c}: {a.detail}" for c, a in answers.items() if a.status != "ok")[:500]

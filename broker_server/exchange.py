@@ -1,0 +1,286 @@
+"""One round's conversation: hand out work, serve chunks, collect answers, until all are in.
+
+One thread handles one message at a time. Devices fetch what they lack, the server fetches the
+updates that reports name: from a few devices at a time, each blob checked and put on disk when it
+is whole, so memory is bounded whatever the number of clients.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from broker_server.record import Status
+from broker_server.roster import Roster
+from broker_server.spool import Spool
+from broker_server.update import check_report, decode_update
+from edge_runtime.codec import Codec
+from edge_runtime.errors import WireError
+from edge_runtime.mailbox import ServerMailbox
+from edge_runtime.messages import (
+    Assign,
+    Chunk,
+    Failed,
+    Fetch,
+    Gone,
+    Hello,
+    Message,
+    Received,
+    Report,
+    Rollcall,
+    Stop,
+    Welcome,
+)
+from edge_runtime.parts import ModelParts
+from edge_runtime.transfer import Download, serve
+
+log = logging.getLogger("flexmoe.server")
+
+POLL_S = 0.25
+ROLLCALL_EVERY_S = 2.0
+MAX_DOWNLOADS = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round asks of its devices: each one's assignment, and the blobs that they may fetch.
+
+    `model` is what the updates are changes to.
+    """
+
+    assigns: Mapping[str, Assign]
+    blobs: Mapping[bytes, bytes]
+    model: ModelParts
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one device's work; with status ``ok`` its update is in the spool."""
+
+    status: Status
+    detail: str = ""
+    report: Report | None = None
+
+
+@dataclass
+class _Progress:
+    """One device's way through a round."""
+
+    assign: Assign
+    report: Report | None = None
+    download: Download | None = None
+    gone_at_s: float | None = None
+    answer: Answer | None = None
+
+
+class Exchange:
+    """The server's end of the conversation with all devices of one session."""
+
+    def __init__(
+        self,
+        mailbox: ServerMailbox,
+        roster: Roster,
+        session: str,
+        spool: Spool,
+        codec: Codec,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mailbox = mailbox
+        self._roster = roster
+        self._session = session
+        self._spool = spool
+        self._codec = codec
+        self._clock = clock
+        self._work: Work | None = None
+        self._progress: dict[str, _Progress] = {}
+
+    def gather(
+        self,
+        expected: int,
+        timeout_s: float,
+        joined: Callable[[int], None] = lambda count: None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call the roll until `expected` devices are there or `timeout_s` is over.
+
+        `joined` is told of each new count; `watch` is called often, and may raise.
+        """
+        deadline_s = self._clock() + timeout_s
+        called_s = -ROLLCALL_EVERY_S
+        count = -1
+        while True:
+            if count != (count := len(self._roster.present)):
+                joined(count)
+            now_s = self._clock()
+            if count >= expected or now_s >= deadline_s:
+                return
+            if now_s - called_s >= ROLLCALL_EVERY_S:
+                self._mailbox.broadcast(Rollcall(self._session))
+                called_s = now_s
+            watch()
+            self._turn(min(POLL_S, deadline_s - now_s))
+
+    def run(self, work: Work, deadline_s: float, rejoin_s: float) -> dict[str, Answer]:
+        """Hand out `work`, and return each client's answer when all are in.
+
+        The round closes after `deadline_s` seconds, or when whoever is missing has been gone for
+        `rejoin_s` seconds.
+        """
+        self._spool.clear()
+        self._work = work
+        self._progress = {client: _Progress(assign) for client, assign in work.assigns.items()}
+        for client, progress in self._progress.items():
+            self._mailbox.send(client, progress.assign)
+        end_s = self._clock() + deadline_s
+        while self._clock() < end_s and self._anyone_to_wait_for(rejoin_s):
+            self._ask_for_updates()
+            self._turn(POLL_S)
+        answers = {client: self._close(progress) for client, progress in self._progress.items()}
+        self._progress = {}
+        return answers
+
+    def stop(self, reason: str) -> None:
+        """Tell every device that the session is over."""
+        self._mailbox.broadcast(Stop(self._session, reason))
+        self._mailbox.link.flush(2.0)
+
+    def _anyone_to_wait_for(self, rejoin_s: float) -> bool:
+        now_s = self._clock()
+        return any(
+            progress.answer is None
+            and (progress.gone_at_s is None or now_s - progress.gone_at_s < rejoin_s)
+            for progress in self._progress.values()
+        )
+
+    def _close(self, progress: _Progress) -> Answer:
+        if progress.answer is not None:
+            return progress.answer
+        if progress.gone_at_s is not None:
+            return Answer("gone", "disconnected and did not return in time")
+        what = "its update was not complete" if progress.report else "no answer"
+        return Answer("late", f"{what} by the deadline")
+
+    def _ask_for_updates(self) -> None:
+        """Keep the windows of the first few open downloads full."""
+        active = 0
+        for client, progress in self._progress.items():
+            if progress.download is None or progress.answer is not None:
+                continue
+            if progress.gone_at_s is None:
+                wants = progress.download.wants(self._clock())
+                if wants:
+                    self._mailbox.send(client, Fetch(wants))
+                active += 1
+            if active == MAX_DOWNLOADS:
+                return
+
+    # --- the inbox -----------------------------------------------------------------------------
+
+    def _turn(self, timeout_s: float) -> None:
+        received = self._mailbox.receive(max(0.0, timeout_s))
+        if received is not None:
+            client, message = received
+            try:
+                self._handle(client, message)
+            except WireError as error:
+                log.warning("%s: dropped a message: %s", client, error)
+                self._mailbox.drop(client, error.reason)
+
+    def _handle(self, client: str, message: Message) -> None:
+        match message:
+            case Hello():
+                self._greet(client, message)
+            case Gone():
+                self._roster.leave(client)
+                if client in self._progress:
+                    self._progress[client].gone_at_s = self._clock()
+            case Fetch() if self._work is not None:
+                for chunk in serve(message, self._work.blobs.get):
+                    self._mailbox.send(client, chunk)
+            case Report():
+                self._take_report(client, message)
+            case Chunk():
+                self._take_chunk(client, message)
+            case Failed():
+                _, progress = self._current(client, message)
+                if progress.answer is None:
+                    progress.answer = Answer("failed", message.reason)
+            case _:
+                raise WireError("stale", f"{type(message).__name__} outside of a round")
+
+    def _greet(self, client: str, hello: Hello) -> None:
+        answer = self._roster.admit(client, hello)
+        self._mailbox.send(client, answer)
+        progress = self._progress.get(client)
+        if progress is None or progress.answer is not None:
+            return
+        if isinstance(answer, Welcome):
+            # It lost the connection, or died and came back: it may not know of its work.
+            progress.gone_at_s = None
+            self._mailbox.send(client, progress.assign)
+        else:
+            progress.answer = Answer("rejected", answer.reason)
+
+    def _current(self, client: str, message: Report | Failed) -> tuple[Work, _Progress]:
+        """The work and progress that `message` belongs to; `WireError` if its time is over."""
+        work, progress = self._work, self._progress.get(client)
+        if work is None or progress is None:
+            raise WireError("stale", "no work is open for this device")
+        expected = (progress.assign.session, progress.assign.round)
+        if (message.session, message.round) != expected:
+            raise WireError("stale", f"round {message.round} of session {message.session!r}")
+        return work, progress
+
+    def _take_report(self, client: str, report: Report) -> None:
+        work, progress = self._current(client, report)
+        if progress.answer is not None:
+            self._mailbox.send(client, Received(report.session, report.round))
+            raise WireError("duplicate", f"round {report.round} is closed for this device")
+        if progress.report == report:
+            raise WireError("duplicate", f"round {report.round} was reported before")
+        samples = self._roster[client].hello.samples
+        try:
+            check_report(report, progress.assign, samples, work.model)
+        except WireError as error:
+            progress.answer = Answer("rejected", str(error))
+            raise
+        progress.report = report
+        progress.download = Download(report.update)
+
+    def _take_chunk(self, client: str, chunk: Chunk) -> None:
+        work, progress = self._work, self._progress.get(client)
+        if work is None or progress is None or progress.answer is not None:
+            raise WireError("unexpected-blob", "this device's round is closed")
+        if progress.report is None or progress.download is None:
+            raise WireError("unexpected-blob", "no transfer from this device is open")
+        report, download = progress.report, progress.download
+        try:
+            ref = download.accept(chunk, self._clock())
+        except WireError as error:
+            if download.failed:
+                progress.answer = Answer("rejected", str(error))
+            raise
+        if ref is None:
+            return
+        data = download.take(ref.digest)
+        # Two parts with the same bytes (a change of zero) travel once.
+        for twin in report.update:
+            if twin.digest == ref.digest:
+                self._spool.put(client, twin.kind, data)
+        if download.complete:
+            self._finish(client, work, progress, report)
+
+    def _finish(self, client: str, work: Work, progress: _Progress, report: Report) -> None:
+        """All blobs are on disk: accept the update if it makes sense."""
+        progress.download = None
+        self._mailbox.send(client, Received(report.session, report.round))
+        blobs = {ref.kind: self._spool.get(client, ref.kind) for ref in report.update}
+        samples = self._roster[client].hello.samples
+        try:
+            decode_update(blobs, report, progress.assign, samples, work.model, self._codec)
+        except WireError as error:
+            progress.answer = Answer("rejected", str(error))
+            raise
+        progress.answer = Answer("ok", report=report)

@@ -1,0 +1,89 @@
+"""What a round leaves: one `RoundRecord`, with one `ClientRound` for each device that had work.
+
+The coordinator makes them; the store, the report and the console read them. All figures are the
+round's own; only `RoundRecord.load` adds up over the rounds. A figure that does not exist, such as
+the loss of a round that no device finished, is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edge_runtime.ledger import LedgerRow
+
+Status = Literal["ok", "late", "failed", "gone", "rejected"]
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """One device's part in a round; the lists follow `experts`.
+
+    ``late`` means no answer by the deadline, ``failed`` that the device said so, ``gone`` that it
+    left, ``rejected`` that its answer was not usable; `detail` says more. `usage` (samples), `loss`
+    (their mean) and `hits` (samples) are empty where no answer counted. `quality` is Q after the
+    round's update. `samples` is n_c. `device_accuracy` is that of the device's own model on its own
+    held-out samples. Telemetry names carry their units.
+    """
+
+    client: str
+    experts: list[int]
+    usage: list[int]
+    loss: list[float]
+    hits: list[int]
+    quality: list[float]
+    samples: int
+    device_accuracy: float
+    telemetry: dict[str, float]
+    status: Status
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        k = len(self.experts)
+        if not len(self.usage) == len(self.loss) == len(self.hits) or len(self.usage) not in (0, k):
+            raise ValueError(f"{self.client}: usage, loss and hits: expected {k} of each, or none")
+        if len(self.quality) not in (0, k) or any(map(math.isnan, self.quality)):
+            raise ValueError(f"{self.client}: quality: expected {k} numbers, or none")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of the federation; rounds count from 1.
+
+    `loss` is the mean training loss, weighted by samples. `uplink_bytes` and `downlink_bytes` are
+    wire bytes, of all devices. `load_cv` and `usage_cv` are std / mean over the experts of `load`
+    (H, samples assigned since the first round) and of `usage` (samples routed in this round), both
+    [E]. `train_s` is the slowest device's. `participants` had work, `answered` of them counted.
+    `objective`, `bound` and `gap` (a fraction) are the assignment's certificate;
+    `violated_samples` is by how many samples, over all experts, it misses its load bounds.
+    `bytes` are the ledger's rows for this round; `socket_sent_bytes` and `socket_received_bytes`
+    are what the server's own socket saw. `drops` counts dropped messages by reason.
+    """
+
+    round: int
+    global_accuracy: float
+    device_accuracy: float
+    loss: float
+    uplink_bytes: int
+    downlink_bytes: int
+    load_cv: float
+    usage_cv: float
+    assign_s: float
+    train_s: float
+    round_s: float
+    participants: int
+    answered: int
+    objective: float
+    bound: float
+    gap: float
+    violated_samples: int
+    solver: str
+    socket_sent_bytes: int
+    socket_received_bytes: int
+    load: list[int] = field(default_factory=list)
+    usage: list[int] = field(default_factory=list)
+    clients: list[ClientRound] = field(default_factory=list)
+    bytes: list[LedgerRow] = field(default_factory=list)
+    drops: dict[str, int] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)

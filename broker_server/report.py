@@ -1,0 +1,77 @@
+"""`report.json`: a run for programs. For people, `render` gives the closing tables.
+
+Both take the same records, so ``flexmoe report DIR`` prints from the store what the run printed at
+its end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from broker_server.record import RoundRecord
+from broker_server.sink import Facts
+from broker_server.tables import render
+from broker_server.totals import final
+from edge_runtime.errors import DataError
+
+__all__ = ["FILE_NAME", "render", "write_report"]
+
+FILE_NAME = "report.json"
+
+_ROUND_KEYS = [f.name for f in fields(RoundRecord) if f.name not in ("clients", "bytes")]
+
+
+def write_report(directory: Path, records: Sequence[RoundRecord], facts: Facts) -> Path:
+    """Write `report.json`: the facts, ``final`` and ``rounds``; NaN is null. Returns its path.
+
+    The fact ``rounds`` (how many were asked for) becomes ``rounds_planned``. Raises
+    `DataError` if the file cannot be written.
+    """
+    head: dict[str, Any] = {"name": None, "seed": None}
+    for key, value in facts.items():
+        head["rounds_planned" if key == "rounds" else key] = value
+    head["final"] = final(records)
+    rounds = ",\n  ".join(_json(_round(record)) for record in records)
+    text = f'{_json(head, indent=1)[:-2]},\n "rounds": [\n  {rounds}\n ]\n}}\n'
+    path = Path(directory) / FILE_NAME
+    part = path.with_suffix(".part")
+    try:
+        part.write_text(text, encoding="ascii")
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    return path
+
+
+def _round(record: RoundRecord) -> dict[str, Any]:
+    return {
+        **{key: getattr(record, key) for key in _ROUND_KEYS},
+        "left_out": {c.client: c.status for c in record.clients if c.status != "ok"},
+        "assignments": {c.client: c.experts for c in record.clients},
+    }
+
+
+def _json(value: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in what JSON has: no NaN or infinity, no numpy numbers, no tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)

@@ -1,0 +1,69 @@
+"""Who is in the federation: devices that said hello, fit the model, and are there now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_runtime.messages import Hello, Reject, Welcome
+from model_export.models import ModelSpec
+
+
+@dataclass(frozen=True)
+class Member:
+    """A device as it described itself, and whether it is connected."""
+
+    client: str
+    hello: Hello
+    present: bool = True
+
+
+class Roster:
+    """All members by name, present or not."""
+
+    def __init__(self, spec: ModelSpec, session: str) -> None:
+        self._spec = spec
+        self._session = session
+        self._members: dict[str, Member] = {}
+
+    def admit(self, client: str, hello: Hello) -> Welcome | Reject:
+        """The answer to a device's hello."""
+        reason = self._objection(hello)
+        if reason:
+            self._members.pop(client, None)
+            return Reject(self._session, reason)
+        self._members[client] = Member(client, hello)
+        return Welcome(self._session)
+
+    def leave(self, client: str) -> None:
+        """A device is gone; what it said is kept for when it returns."""
+        member = self._members.get(client)
+        if member is not None:
+            self._members[client] = Member(client, member.hello, present=False)
+
+    def __getitem__(self, client: str) -> Member:
+        return self._members[client]
+
+    def __contains__(self, client: str) -> bool:
+        return client in self._members
+
+    def place(self, client: str) -> int:
+        """The member's place among all, present or not, by name, counted from 0."""
+        return sorted(self._members).index(client)
+
+    @property
+    def present(self) -> list[str]:
+        """The names of those who are there, ascending: every order in a round comes from here."""
+        return sorted(name for name, member in self._members.items() if member.present)
+
+    def _objection(self, hello: Hello) -> str:
+        spec = self._spec
+        if tuple(hello.shape) != spec.shape:
+            return (
+                f"its samples have shape {hello.shape}, model {spec.name!r} takes "
+                f"{list(spec.shape)}; give it data of this experiment's data set"
+            )
+        if not 1 <= hello.labels <= spec.classes:
+            return f"its labels go up to {hello.labels - 1}, the model has {spec.classes} classes"
+        if hello.samples < 1 or hello.test_samples < 0:
+            return f"it has {hello.samples} training samples; at least 1 is needed"
+        return ""

@@ -1,0 +1,52 @@
+"""`flexmoe run`: broker, server and a fleet of device processes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from broker_server.broker import open_broker
+from broker_server.experiment import Experiment
+from broker_server.record import RoundRecord
+from broker_server.server import open_store, serve
+from broker_server.sink import Sink
+from device_profiles import datasets
+from device_profiles.fleet import Fleet
+from device_profiles.shards import make_shards, write_shards
+
+STOP_S = 5.0
+
+
+def run_experiment(
+    experiment: Experiment, directory: Path, sinks: Sequence[Sink], resume: bool = False
+) -> list[RoundRecord]:
+    """Run `experiment`, and leave everything in `directory`. No process survives this call."""
+    data = experiment.data
+    dataset = datasets.load(data.dataset, data.path or None)
+    shards = make_shards(dataset, data.devices, data.partition, experiment.seed, data.test_fraction)
+    broker = open_broker(
+        experiment.broker.address, experiment.broker.port or None, directory / "log"
+    )
+    with broker, open_store(experiment, directory, broker.kind, resume) as store:
+        paths = write_shards(shards, directory / "data")
+        fleet = Fleet(
+            paths,
+            broker.host,
+            broker.port,
+            experiment.broker.federation,
+            experiment.train.trainer,
+            directory / "log",
+        )
+        with fleet:
+            records = serve(
+                experiment,
+                dataset,
+                broker.host,
+                broker.port,
+                broker.kind,
+                store,
+                sinks,
+                watch=fleet.check,
+            )
+            fleet.wait(STOP_S)
+    return records

@@ -1,0 +1,142 @@
+"""The tables of `run.sqlite`, and how a `RoundRecord` becomes their rows and comes back.
+
+The tables are normalised and meant to be queried with SQL. NaN is NULL.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from broker_server.record import ClientRound, RoundRecord
+from edge_runtime.ledger import LedgerRow
+
+SCHEMA_VERSION = 1
+
+_LISTS = ("load", "usage", "clients", "bytes", "drops", "events")
+_ROUND_COLUMNS = tuple(f.name for f in fields(RoundRecord) if f.name not in _LISTS)
+_BYTES_COLUMNS = ("client", "direction", "kind", "payload_bytes", "wire_bytes", "messages")
+
+_OF_ROUND = "round INTEGER NOT NULL REFERENCES rounds(round) ON DELETE CASCADE"
+SCHEMA = f"""
+CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE rounds (
+    round INTEGER PRIMARY KEY, global_accuracy REAL, device_accuracy REAL, loss REAL,
+    uplink_bytes INTEGER, downlink_bytes INTEGER, load_cv REAL, usage_cv REAL,
+    assign_s REAL, train_s REAL, round_s REAL, participants INTEGER, answered INTEGER,
+    objective REAL, bound REAL, gap REAL, violated_samples INTEGER, solver TEXT,
+    socket_sent_bytes INTEGER, socket_received_bytes INTEGER);
+CREATE TABLE experts ({_OF_ROUND}, expert INTEGER, load INTEGER, usage INTEGER,
+    PRIMARY KEY (round, expert));
+CREATE TABLE clients ({_OF_ROUND}, client TEXT, samples INTEGER, device_accuracy REAL,
+    status TEXT, detail TEXT, PRIMARY KEY (round, client));
+CREATE TABLE assignments ({_OF_ROUND}, client TEXT, expert INTEGER, usage INTEGER, loss REAL,
+    hits INTEGER, quality REAL, PRIMARY KEY (round, client, expert));
+CREATE TABLE telemetry ({_OF_ROUND}, client TEXT, key TEXT, value REAL,
+    PRIMARY KEY (round, client, key));
+CREATE TABLE bytes ({_OF_ROUND}, client TEXT, direction TEXT, kind TEXT, payload_bytes INTEGER,
+    wire_bytes INTEGER, messages INTEGER, PRIMARY KEY (round, client, direction, kind));
+CREATE TABLE drops ({_OF_ROUND}, reason TEXT, count INTEGER, PRIMARY KEY (round, reason));
+CREATE TABLE events ({_OF_ROUND}, position INTEGER, text TEXT, PRIMARY KEY (round, position));
+CREATE TABLE checkpoint ({_OF_ROUND}, data BLOB NOT NULL);
+"""
+
+
+def to_rows(record: RoundRecord) -> dict[str, list[list[Any]]]:
+    """A record as rows of each table, parents first, cells in the order of the columns."""
+    number = record.round
+    rows: dict[str, list[list[Any]]] = {
+        "rounds": [[getattr(record, name) for name in _ROUND_COLUMNS]],
+        "experts": [
+            [number, expert, load, usage]
+            for expert, (load, usage) in enumerate(zip(record.load, record.usage, strict=True))
+        ],
+        "clients": [
+            [number, c.client, c.samples, c.device_accuracy, c.status, c.detail]
+            for c in record.clients
+        ],
+        "assignments": [
+            [number, c.client, expert]
+            + ([c.usage[slot], c.loss[slot], c.hits[slot]] if c.usage else [None, None, None])
+            + [c.quality[slot] if c.quality else None]
+            for c in record.clients
+            for slot, expert in enumerate(c.experts)
+        ],
+        "telemetry": [
+            [number, c.client, key, value]
+            for c in record.clients
+            for key, value in c.telemetry.items()
+        ],
+        "bytes": [
+            [number, *(getattr(row, name) for name in _BYTES_COLUMNS)] for row in record.bytes
+        ],
+        "drops": [[number, reason, count] for reason, count in record.drops.items()],
+        "events": [[number, position, text] for position, text in enumerate(record.events)],
+    }
+    return {table: [[_cell(x) for x in cells] for cells in rows[table]] for table in rows}
+
+
+Select = Callable[..., list[Any]]
+"""``select(columns, table, order="rowid")``: one round's rows of a table."""
+
+
+def from_rows(select: Select) -> RoundRecord:
+    """The record of which `select` gives the rows."""
+    (row,) = select(", ".join(_ROUND_COLUMNS), "rounds")
+    experts = select("load, usage", "experts", "expert")
+    assigned: dict[str, list[Any]] = {}
+    for client, *cells in select("client, expert, usage, loss, hits, quality", "assignments"):
+        assigned.setdefault(client, []).append(cells)
+    telemetry: dict[str, dict[str, float]] = {}
+    for client, key, value in select("client, key, value", "telemetry"):
+        telemetry.setdefault(client, {})[key] = _number(value)
+    return RoundRecord(
+        **{name: _number(cell) for name, cell in zip(_ROUND_COLUMNS, row, strict=True)},
+        load=[load for load, _ in experts],
+        usage=[usage for _, usage in experts],
+        clients=[
+            _client(cells, assigned.get(cells[0], []), telemetry.get(cells[0], {}))
+            for cells in select("client, samples, device_accuracy, status, detail", "clients")
+        ],
+        bytes=[LedgerRow(*cells) for cells in select(", ".join(_BYTES_COLUMNS), "bytes")],
+        drops=dict(select("reason, count", "drops")),
+        events=[text for (text,) in select("text", "events", "position")],
+    )
+
+
+def _client(
+    cells: tuple[str, int, float | None, Any, str],
+    assigned: list[tuple[int, int | None, float | None, int | None, float | None]],
+    telemetry: dict[str, float],
+) -> ClientRound:
+    client, samples, device_accuracy, status, detail = cells
+    answered = [row for row in assigned if row[1] is not None]
+    return ClientRound(
+        client=client,
+        experts=[expert for expert, *_ in assigned],
+        usage=[usage for _, usage, *_ in answered if usage is not None],
+        loss=[_number(loss) for _, _, loss, *_ in answered],
+        hits=[hits for *_, hits, _ in answered if hits is not None],
+        quality=[quality for *_, quality in assigned if quality is not None],
+        samples=samples,
+        device_accuracy=_number(device_accuracy),
+        telemetry=telemetry,
+        status=status,
+        detail=detail,
+    )
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _cell(value: Any) -> str | int | float | None:
+    """A value as SQLite takes it: numpy's numbers as Python's, NaN as NULL."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,181 @@
+"""A server from an experiment: connect, gather the devices, run the rounds, leave the results."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from broker_server.artifacts import Artifacts
+from broker_server.assignment import policy
+from broker_server.config import load_experiment, to_toml
+from broker_server.coordinator import Federation, quorum, run_rounds
+from broker_server.evaluation import GlobalEvaluation
+from broker_server.exchange import Exchange
+from broker_server.experiment import Experiment
+from broker_server.record import RoundRecord
+from broker_server.report import write_report
+from broker_server.roster import Roster
+from broker_server.sink import Facts, Sink
+from broker_server.spool import Spool
+from broker_server.state import State
+from broker_server.store import Store
+from broker_server.traffic import Traffic
+from device_profiles.datasets import Dataset
+from edge_runtime.codec import RawCodec
+from edge_runtime.errors import ConfigError, FleetError
+from edge_runtime.ledger import Ledger
+from edge_runtime.mailbox import ServerMailbox
+from edge_runtime.mqtt import MqttLink
+from edge_runtime.parts import merge, split
+from model_export.cache import ProgramCache
+from model_export.checkpoint import save_model
+from model_export.models import ModelSpec, make_model
+from model_export.split import to_weights
+
+
+def serve(
+    experiment: Experiment,
+    dataset: Dataset,
+    host: str,
+    port: int,
+    broker_kind: str,
+    store: Store,
+    sinks: Sequence[Sink],
+    watch: Callable[[], None] = lambda: None,
+) -> list[RoundRecord]:
+    """Run `experiment` with the devices on this broker, from where `store` left off.
+
+    `watch` is called while the devices join: it may raise when one of them cannot come. Whatever
+    ends the rounds early, the devices are told to stop and the finished rounds are reported.
+    """
+    # The models are small: one thread is as fast, and its sums repeat themselves.
+    torch.set_num_threads(1)
+    spec = make_spec(experiment, dataset)
+    state = _first_state(experiment, spec, store)
+    directory, facts = store.path.parent, run_facts(experiment, broker_kind)
+    link = MqttLink(host, port, client_id=f"flexmoe-{experiment.broker.federation}-server")
+    try:
+        mailbox = ServerMailbox(link, experiment.broker.federation, Ledger())
+        codec, spool = RawCodec(), Spool(directory / "spool")
+        roster = Roster(spec, state.session)
+        federation = Federation(
+            experiment=experiment,
+            roster=roster,
+            exchange=Exchange(mailbox, roster, state.session, spool, codec),
+            spool=spool,
+            codec=codec,
+            artifacts=Artifacts(experiment, spec, ProgramCache(), codec),
+            policy=policy(experiment.assignment.policy),
+            evaluation=GlobalEvaluation(
+                spec, dataset.x_test, dataset.y_test, experiment.gate.mode == "local"
+            ),
+            traffic=Traffic(mailbox),
+        )
+        records = store.records()
+        for sink in sinks:
+            sink.started(facts)
+        reason = "the server ended the run early"
+        try:
+            federation.artifacts.prepare()
+            _gather(federation, sinks, watch)
+
+            def finished(after: State, record: RoundRecord) -> None:
+                nonlocal state
+                state = after
+                store.write_round(record, state.to_bytes())
+                records.append(record)
+                for sink in sinks:
+                    sink.round_finished(record)
+
+            run_rounds(state, federation, experiment.rounds, finished)
+            reason = "the run is complete"
+        finally:
+            federation.exchange.stop(reason)
+            spool.clear()
+            if records:
+                save_model(directory / "model", spec, merge(state.model))
+                write_report(directory, records, facts)
+        for sink in sinks:
+            sink.finished(records, directory)
+        return records
+    finally:
+        link.close()
+
+
+def open_store(experiment: Experiment, directory: Path, broker_kind: str, resume: bool) -> Store:
+    """A new store for `experiment`, or the one in `directory` to go on from."""
+    if not resume:
+        store = Store.create(directory, to_toml(experiment), run_facts(experiment, broker_kind))
+        (directory / "config.toml").write_text(to_toml(experiment))
+        return store
+    store = Store.open(directory)
+    # More rounds may be asked for, and the broker may have moved; anything else is another run.
+    free = {"rounds": experiment.rounds, "broker": experiment.broker}
+    if load_experiment(directory / "config.toml").model_copy(update=free) != experiment:
+        store.close()
+        raise ConfigError(
+            f"{directory}: this run was started with other settings (see its config.toml); "
+            "resume it with those, or choose another --out"
+        )
+    return store
+
+
+def make_spec(experiment: Experiment, dataset: Dataset) -> ModelSpec:
+    """The model that this experiment trains on this data."""
+    return ModelSpec(
+        experiment.model.name,
+        tuple(dataset.x_train.shape[1:]),
+        len(dataset.classes),
+        experiment.model.experts,
+    )
+
+
+def _gather(federation: Federation, sinks: Sequence[Sink], watch: Callable[[], None]) -> None:
+    """Wait for the devices; go on without some as long as there is a quorum."""
+    experiment = federation.experiment
+    expected = experiment.data.devices
+
+    def joined(count: int) -> None:
+        for sink in sinks:
+            sink.joined(count, expected)
+
+    federation.exchange.gather(expected, experiment.round.join_timeout_s, joined, watch)
+    count = len(federation.roster.present)
+    if count < quorum(experiment, expected):
+        raise FleetError(
+            f"{count} of {expected} devices joined within {experiment.round.join_timeout_s:g} s "
+            f"(round.join_timeout_s), round.quorum asks for {quorum(experiment, expected)}; "
+            "start the others, or set data.devices to what there is"
+        )
+
+
+def _first_state(experiment: Experiment, spec: ModelSpec, store: Store) -> State:
+    checkpoint = store.load_checkpoint()
+    if checkpoint is not None:
+        return State.from_bytes(checkpoint[1])
+    model = make_model(spec, experiment.seed)
+    return State(
+        session=uuid.uuid4().hex[:12],
+        round=0,
+        model=split(to_weights(model)),
+        quality={},
+        load=np.zeros(spec.experts, np.int64),
+    )
+
+
+def run_facts(experiment: Experiment, broker_kind: str) -> Facts:
+    return {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "rounds": experiment.rounds,
+        "model": experiment.model.name,
+        "experts": experiment.model.experts,
+        "devices": experiment.data.devices,
+        "partition": experiment.data.partition,
+        "policy": experiment.assignment.policy,
+        "broker": broker_kind,
+    }

@@ -1,0 +1,36 @@
+"""The `Sink` contract: what watches a run.
+
+The coordinator tells its sinks what happens and knows nothing else of them; it never imports one.
+A sink only looks: it must not change what it is shown, nor keep the run waiting.
+
+The store is no sink, because the round depends on it: what it writes is where a killed server goes
+on from. The coordinator is handed ``Store.write_round`` as a plain function instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from broker_server.record import RoundRecord
+
+Facts = Mapping[str, Any]
+"""What is known before the first round: values that JSON can hold, such as ``name``, ``seed``,
+``rounds``, ``devices``, ``experts``, ``model``, ``policy``, ``broker``. Any may be missing."""
+
+
+class Sink(Protocol):
+    """Told of a run, in this order: `started`, `joined`..., `round_finished`..., `finished`."""
+
+    def started(self, facts: Facts) -> None:
+        """The run begins."""
+
+    def joined(self, count: int, expected: int) -> None:
+        """`count` of `expected` devices are there now."""
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round is over, and stored."""
+
+    def finished(self, records: Sequence[RoundRecord], directory: Path) -> None:
+        """The run is over; `directory` holds what it leaves. Not called if it broke off."""

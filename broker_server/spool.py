@@ -1,0 +1,44 @@
+"""Updates on disk until their round closes, so that the server's memory does not grow with clients.
+
+They are read back in the order of client names: a sum that does not depend on who answered first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from edge_runtime.errors import FlexmoeError
+
+
+class Spool:
+    """A folder of blobs by client and kind."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def put(self, client: str, kind: str, data: bytes) -> None:
+        """Keep one blob; `FlexmoeError` if the disk refuses it."""
+        try:
+            folder = self._directory / client
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _file(kind)).write_bytes(data)
+        except OSError as error:
+            raise FlexmoeError(
+                f"cannot keep the updates in {self._directory}: {error.strerror}; "
+                "free some space or choose another --out"
+            ) from None
+
+    def get(self, client: str, kind: str) -> bytes:
+        """The blob that `put` kept."""
+        return (self._directory / client / _file(kind)).read_bytes()
+
+    def clear(self) -> None:
+        """Forget all blobs."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._directory)
+
+
+def _file(kind: str) -> str:
+    return kind.replace(":", "-")

@@ -1,0 +1,59 @@
+"""What the rounds carry forward, frozen; and as bytes, so that a killed server goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.codec import RawCodec
+from edge_runtime.errors import DataError, WireError
+from edge_runtime.parts import ModelParts, merge, split
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """After `round` rounds of `session`: the model, quality by client [E], cumulative load [E]."""
+
+    session: str
+    round: int
+    model: ModelParts
+    quality: Mapping[str, NDArray[np.float64]]
+    load: NDArray[np.int64]
+
+    def to_bytes(self) -> bytes:
+        packed: bytes = msgpack.packb(
+            {
+                "version": _VERSION,
+                "session": self.session,
+                "round": self.round,
+                "model": RawCodec().encode(dict(merge(self.model))),
+                "quality": {client: row.tolist() for client, row in self.quality.items()},
+                "load": self.load.tolist(),
+            }
+        )
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        try:
+            raw = msgpack.unpackb(data)
+            if raw["version"] != _VERSION:
+                raise DataError(
+                    f"the checkpoint has version {raw['version']}, this release reads {_VERSION}; "
+                    "go on with the release that wrote it"
+                )
+            return cls(
+                session=raw["session"],
+                round=raw["round"],
+                model=split(RawCodec().decode(raw["model"])),
+                quality={client: np.array(row) for client, row in raw["quality"].items()},
+                load=np.array(raw["load"], dtype=np.int64),
+            )
+        except (ValueError, KeyError, TypeError, WireError) as error:
+            raise DataError(f"the checkpoint cannot be read ({error!r}); start a new run") from None

@@ -1,0 +1,178 @@
+"""`run.sqlite`: all that a run's rounds leave, and the checkpoint to go on from.
+
+One round is one transaction, so a server that is killed leaves whole rounds only. Write-ahead
+logging lets others read while a run writes. The tables are in `broker_server.schema`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from broker_server.record import RoundRecord
+from broker_server.schema import SCHEMA, SCHEMA_VERSION, from_rows, to_rows
+from edge_runtime.errors import ConfigError, DataError
+
+FILE_NAME = "run.sqlite"
+_APPLICATION_ID = 0x464D4F45  # "FMOE": tells our files from other SQLite databases
+
+
+class Store:
+    """A run's store. Use it from one thread, and close it, or use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens an existing file; `create` and `open` are the ways in."""
+        self.path = path
+        with _explained(path):
+            self._database = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None
+            )
+            self._database.execute("PRAGMA foreign_keys = ON")
+
+    @classmethod
+    def create(
+        cls, directory: Path, experiment_toml: str, facts: Mapping[str, Any] | None = None
+    ) -> Store:
+        """A new store in `directory`, which is made if need be; `ConfigError` if it has a run."""
+        path = Path(directory) / FILE_NAME
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            if path.parent.is_dir():
+                problem = "holds a run already; choose another directory with --out"
+            else:
+                problem = "is not a directory; choose another with --out"
+            raise ConfigError(f"{path.parent}: {problem}") from None
+        except OSError as error:
+            raise ConfigError(
+                f"{path.parent}: cannot be written: {error.strerror}; choose another directory "
+                "with --out"
+            ) from None
+        store = cls(path)
+        with _explained(path):
+            store._database.execute("PRAGMA journal_mode = WAL")
+        with store._transaction() as database:
+            for statement in SCHEMA.split(";"):
+                database.execute(statement)
+            database.execute("INSERT INTO run VALUES ('experiment', ?)", (experiment_toml,))
+            database.executemany(
+                "INSERT INTO run VALUES (?, ?)",
+                [(f"fact.{key}", json.dumps(value)) for key, value in (facts or {}).items()],
+            )
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        return store
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """The store of the run in `directory`; `DataError` if there is none that we can read."""
+        path = Path(directory) / FILE_NAME
+        if not path.is_file():
+            raise DataError(f"{directory}: no {FILE_NAME} there; expected the directory of a run")
+        store = cls(path)
+        try:
+            with store._transaction() as database:
+                (application,) = database.execute("PRAGMA application_id").fetchone()
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+            if application != _APPLICATION_ID:
+                raise DataError(f"{path}: not the store of a flexmoe run")
+            if version != SCHEMA_VERSION:
+                raise DataError(
+                    f"{path}: schema version {version}; this flexmoe reads version {SCHEMA_VERSION}"
+                )
+        except DataError:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def experiment_toml(self) -> str:
+        """The experiment, as `create` was given it."""
+        with self._transaction() as database:
+            row = database.execute("SELECT value FROM run WHERE key = 'experiment'").fetchone()
+        return str(row[0])
+
+    def facts(self) -> dict[str, Any]:
+        """The facts, as `create` was given them."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT substr(key, 6), value FROM run WHERE key LIKE 'fact.%' ORDER BY rowid"
+            ).fetchall()
+        return {key: json.loads(value) for key, value in rows}
+
+    def write_round(self, record: RoundRecord, checkpoint: bytes | None = None) -> None:
+        """Store a round and, if given, the checkpoint to go on from after it; all or nothing.
+
+        A round that is there already is replaced, and all later ones are dropped: they are of the
+        past that the server has gone back behind.
+        """
+        rows = to_rows(record)
+        with self._transaction() as database:
+            database.execute("DELETE FROM rounds WHERE round >= ?", (record.round,))
+            for table, cells in rows.items():
+                if cells:
+                    marks = ", ".join("?" * len(cells[0]))
+                    database.executemany(f"INSERT INTO {table} VALUES ({marks})", cells)
+            if checkpoint is not None:
+                database.execute("DELETE FROM checkpoint")
+                database.execute("INSERT INTO checkpoint VALUES (?, ?)", (record.round, checkpoint))
+
+    def load_checkpoint(self) -> tuple[int, bytes] | None:
+        """The newest checkpoint and the round that it was taken after."""
+        with self._transaction() as database:
+            row = database.execute("SELECT round, data FROM checkpoint").fetchone()
+        return None if row is None else (int(row[0]), bytes(row[1]))
+
+    def records(self) -> list[RoundRecord]:
+        """All rounds, in order, equal to what was written."""
+        with self._transaction() as database:  # one point in time, even while a run writes
+            rounds = database.execute("SELECT round FROM rounds ORDER BY round").fetchall()
+            return [from_rows(partial(self._select, number)) for (number,) in rounds]
+
+    def _select(self, number: int, columns: str, table: str, order: str = "rowid") -> list[Any]:
+        query = f"SELECT {columns} FROM {table} WHERE round = ? ORDER BY {order}"
+        return self._database.execute(query, (number,)).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing."""
+        with _explained(self.path):
+            self._database.execute("BEGIN")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """`DataError` for what a user can mend: a full disk, a broken or locked file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # Its other subclasses are mistakes of ours.
+        if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+            raise DataError(f"{path}: cannot be read or written: {error}") from None
+        raise

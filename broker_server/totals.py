@@ -1,0 +1,82 @@
+"""What a run's rounds add up to: sums of bytes, who was left out, what was dropped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from broker_server.record import RoundRecord
+from edge_runtime.ledger import LedgerRow
+
+
+def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """The last round's accuracies and balance, and sums over all rounds."""
+    if not records:
+        return {"rounds": 0}
+    last = records[-1]
+    rows = [row for record in records for row in record.bytes]
+    return {
+        "rounds": len(records),
+        "global_accuracy": last.global_accuracy,
+        "best_global_accuracy": max(
+            (r.global_accuracy for r in records if not math.isnan(r.global_accuracy)), default=None
+        ),
+        "device_accuracy": last.device_accuracy,
+        "loss": last.loss,
+        "load_cv": last.load_cv,
+        "usage_cv": last.usage_cv,
+        "uplink_bytes": sum(r.uplink_bytes for r in records),
+        "downlink_bytes": sum(r.downlink_bytes for r in records),
+        "socket_sent_bytes": sum(r.socket_sent_bytes for r in records),
+        "socket_received_bytes": sum(r.socket_received_bytes for r in records),
+        "rounds_s": sum(r.round_s for r in records),
+        "violated_samples": sum(r.violated_samples for r in records),
+        "drops": drops(records),
+        "left_out": {
+            client: {status: len(rounds) for status, (rounds, _) in by_status.items()}
+            for client, by_status in left_out(records).items()
+        },
+        "bytes_by_client": {client: sums(mine) for client, mine in grouped(rows, "client").items()},
+        "bytes_by_kind": {kind: sums(mine) for kind, mine in grouped(rows, "kind").items()},
+    }
+
+
+def grouped(rows: Iterable[LedgerRow], attribute: str) -> dict[str, list[LedgerRow]]:
+    """The rows by their `client` or `kind`, in its order."""
+    groups: dict[str, list[LedgerRow]] = defaultdict(list)
+    for row in rows:
+        groups[getattr(row, attribute)].append(row)
+    return dict(sorted(groups.items()))
+
+
+def sums(rows: Sequence[LedgerRow]) -> dict[str, int]:
+    """Wire bytes up and down, payload bytes and messages of both ways."""
+    return {
+        "uplink_bytes": sum(row.wire_bytes for row in rows if row.direction == "up"),
+        "downlink_bytes": sum(row.wire_bytes for row in rows if row.direction == "down"),
+        "payload_bytes": sum(row.payload_bytes for row in rows),
+        "messages": sum(row.messages for row in rows),
+    }
+
+
+def drops(records: Sequence[RoundRecord]) -> dict[str, int]:
+    """Dropped messages by reason, the most frequent first."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.drops)
+    return dict(total.most_common())
+
+
+def left_out(
+    records: Sequence[RoundRecord],
+) -> dict[str, dict[str, tuple[list[int], str]]]:
+    """Client -> status -> (rounds, last detail), for all but ``ok``."""
+    found: dict[str, dict[str, tuple[list[int], str]]] = defaultdict(dict)
+    for record in records:
+        for client in record.clients:
+            if client.status != "ok":
+                rounds, _ = found[client.client].get(client.status, ([], ""))
+                found[client.client][client.status] = ([*rounds, record.round], client.detail)
+    return dict(sorted(found.items()))

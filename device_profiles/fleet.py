@@ -1,0 +1,68 @@
+"""A fleet: one `flexmoe device` process for each shard, on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from device_profiles.process import ChildProcess, stop_all
+from edge_runtime.errors import FleetError
+
+STOP_GRACE_S = 5.0
+_POLL_S = 0.02
+
+
+class Fleet:
+    """Device processes by name. Use it as a context manager: leaving it ends them all."""
+
+    def __init__(
+        self,
+        shards: Mapping[str, Path],
+        host: str,
+        port: int,
+        federation: str,
+        trainer: str,
+        directory: Path,
+    ) -> None:
+        """Start a device for each of `shards`; their logs go to `directory`."""
+        self._directory = directory
+        self._devices: dict[str, ChildProcess] = {}
+        # Devices share this machine's cores: one thread each, or they fight for them.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        try:
+            for name, shard in shards.items():
+                command = [sys.executable, "-m", "edge_runtime", "device", "--id", name]
+                command += ["--data", str(shard), "--broker", f"{host}:{port}"]
+                command += ["--federation", federation, "--trainer", trainer]
+                log = directory / f"{name}.log"
+                self._devices[name] = ChildProcess.start(command, name, log, environment)
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all devices and wait for them."""
+        stop_all(list(self._devices.values()), STOP_GRACE_S)
+
+    def wait(self, timeout_s: float) -> None:
+        """Give devices that were told to stop the time to do so."""
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s and any(d.poll() is None for d in self._devices.values()):
+            time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raise `FleetError`, with the log's last lines, if a device has ended with an error."""
+        for name, device in self._devices.items():
+            code = device.poll()
+            if code not in (None, 0):
+                lines = " | ".join(device.tail(2).splitlines()) or "it printed nothing"
+                raise FleetError(f"{name} ended with code {code}: {lines} (log: {device.log_path})")

@@ -1,0 +1,360 @@
+"""One device's life: say hello, take work, fetch what is missing, train, report, until told to stop.
+
+One thread runs all of it. The link's own thread only fills the inbox, so training never blocks the
+network; between two training steps the agent looks into the inbox and answers what is there.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime import local_training
+from edge_runtime.blob import BlobShelf, kind_of_expert, make_ref
+from edge_runtime.cgroup import usable_cores
+from edge_runtime.codec import Codec
+from edge_runtime.errors import FlexmoeError, ProgramError, WireError
+from edge_runtime.mailbox import DeviceMailbox
+from edge_runtime.messages import (
+    Assign,
+    BlobRef,
+    Chunk,
+    Failed,
+    Fetch,
+    Gone,
+    Hello,
+    Message,
+    Received,
+    Reject,
+    Report,
+    Rollcall,
+    Stop,
+    Welcome,
+)
+from edge_runtime.parts import GATE, ModelParts, Tensors, difference, merge, split
+from edge_runtime.shard import Shard
+from edge_runtime.telemetry import Telemetry, memory_available_bytes
+from edge_runtime.trainer import Rates, Trainer
+from edge_runtime.transfer import Download, serve
+
+log = logging.getLogger("flexmoe.device")
+
+HELLO_EVERY_S = 3.0
+POLL_S = 0.5
+
+
+class Stopped(Exception):
+    """The server ended the run; the reason is the message."""
+
+
+class Superseded(Exception):
+    """Other work arrived while this was under way."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """Work that is done: kept until the server has collected it."""
+
+    assign: Assign
+    report: Report
+    blobs: dict[bytes, bytes]
+    at_s: float
+
+
+@dataclass
+class _Session:
+    """What a device remembers of one session: nothing of it survives into the next."""
+
+    name: str = ""
+    next_work: Assign | None = None
+    finished: _Finished | None = None
+    gate_rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    upload_s: float = 0.0
+
+
+class Agent:
+    """A device. `live()` returns the reason for which the server ended it."""
+
+    def __init__(
+        self,
+        mailbox: DeviceMailbox,
+        shard: Shard,
+        trainer: Trainer,
+        codec: Codec,
+        shelf: BlobShelf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mailbox = mailbox
+        self._shard = shard
+        self._trainer = trainer
+        self._codec = codec
+        self._shelf = shelf
+        self._clock = clock
+        self._telemetry = Telemetry()
+        self._session = _Session()
+        self._download: Download | None = None
+        self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
+        self._greeted = 0  # the connection on which the server last answered
+        self._hello_at_s = -HELLO_EVERY_S
+
+    def live(self) -> str:
+        """Serve until the server says stop. `FlexmoeError` if it rejects this device."""
+        try:
+            while True:
+                self._do(self._next_work())
+        except Stopped as stopped:
+            return str(stopped)
+
+    def leave(self, reason: str) -> None:
+        """Tell the server that this device goes; a dead connection tells it by its last will."""
+        self._mailbox.send(Gone(reason))
+
+    # --- one round -----------------------------------------------------------------------------
+
+    def _next_work(self) -> Assign:
+        while self._session.next_work is None:
+            self._turn(POLL_S)
+        work, self._session.next_work = self._session.next_work, None
+        return work
+
+    def _do(self, work: Assign) -> None:
+        done = self._session.finished
+        if done is not None and done.assign == work:
+            self._mailbox.send(done.report)  # the server asks again for what it lost
+            return
+        self._session.finished = None
+        try:
+            self._session.finished = self._work(work)
+            self._mailbox.send(self._session.finished.report)
+        except Superseded:
+            log.info("round %d: given up for newer work", work.round)
+        except (ProgramError, WireError, MemoryError) as error:
+            log.error("round %d: %s", work.round, error)
+            self._mailbox.send(Failed(work.session, work.round, str(error)[:500]))
+
+    def _work(self, work: Assign) -> _Finished:
+        """Fetch, train, evaluate; the report and the update that it names."""
+        began_s = self._clock()
+        self._telemetry.begin()
+        with self._shelf.hold(ref.digest for ref in _references(work)):
+            self._fetch(_references(work))
+            fetched_s = self._clock()
+            before = self._received_parts(work)
+        self._trainer.assign(work.experts, merge(before))
+
+        result = local_training.fit(
+            self._trainer,
+            self._shard.x_train,
+            self._shard.y_train,
+            work.epochs,
+            Rates(work.learning_rate, work.momentum, work.weight_decay),
+            work.seed,
+            interrupted=self._newer_work_arrived,
+        )
+        if result is None:
+            raise Superseded
+        trained_s = self._clock()
+        tested = local_training.evaluate(self._trainer, self._shard.x_test, self._shard.y_test)
+        update = self._update(work, split(self._trainer.weights()), before)
+        report = Report(
+            session=work.session,
+            round=work.round,
+            experts=work.experts,
+            usage=result.usage,
+            loss=result.loss,
+            hits=result.hits,
+            train_loss=result.train_loss,
+            test_hits=tested.hits,
+            test_samples=tested.samples,
+            telemetry={
+                **self._telemetry.read(),
+                "fetch_s": fetched_s - began_s,
+                "train_s": trained_s - fetched_s,
+                "train_steps": float(result.steps),
+                "previous_upload_s": self._session.upload_s,
+                "socket_sent_bytes": float(self._mailbox.link.sent_bytes),
+                "socket_received_bytes": float(self._mailbox.link.received_bytes),
+            },
+            update=[ref for ref, _ in update],
+        )
+        log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
+        return _Finished(work, report, {ref.digest: data for ref, data in update}, self._clock())
+
+    def _fetch(self, refs: list[BlobRef]) -> None:
+        """Ask for what is not on the shelf, a window of chunks at a time, until all is there."""
+        missing = [ref for ref in refs if ref.digest not in self._shelf]
+        download = self._download = Download(missing)
+        try:
+            while not download.complete:
+                wants = download.wants(self._clock())
+                if wants:
+                    self._mailbox.send(Fetch(wants))
+                self._turn(min(POLL_S, download.next_retry_s(self._clock())))
+                if download.failed:
+                    raise WireError("bad-digest", f"{download.failed.kind} arrives damaged")
+                if self._session.next_work is not None:
+                    raise Superseded
+        finally:
+            self._download = None
+
+    def _received_parts(self, work: Assign) -> ModelParts:
+        """The weights to start from; the pair of programs is loaded if it is another."""
+        pair = (work.training_program.digest, work.evaluation_program.digest)
+        if pair != self._programs:
+            self._trainer.load(
+                self._blob(work.training_program), self._blob(work.evaluation_program)
+            )
+            self._programs = pair
+        layout = self._trainer.layout
+        if layout.shape != self._shard.shape or layout.classes < self._shard.labels:
+            raise ProgramError(
+                f"the program takes samples {list(layout.shape)} of {layout.classes} classes, the "
+                f"shard has {list(self._shard.shape)} with labels below {self._shard.labels}"
+            )
+        rows = self._tensors(work.gate)[GATE]
+        gate_shape = next(weight.shape for weight in layout.weights if weight.name == GATE)
+        if rows.shape != (len(work.experts), gate_shape[1]):
+            raise WireError(
+                "wrong-shape", f"gate rows {rows.shape} for {len(work.experts)} experts"
+            )
+        gate = np.zeros(gate_shape, np.float32)
+        for expert, row in zip(work.experts, rows, strict=True):
+            own = self._session.gate_rows.get(expert) if work.local_gate else None
+            gate[expert] = row if own is None else own
+        experts = tuple(self._tensors(ref) for ref in work.expert_blobs)
+        return ModelParts(self._tensors(work.backbone), gate, experts)
+
+    def _update(
+        self, work: Assign, after: ModelParts, before: ModelParts
+    ) -> list[tuple[BlobRef, bytes]]:
+        """What training changed, as blobs: backbone, gate rows (unless local), each expert."""
+        update = [("backbone", difference(after.backbone, before.backbone))]
+        if work.local_gate:
+            for expert in work.experts:
+                self._session.gate_rows[expert] = after.gate[expert].copy()
+        else:
+            update.append(("gate", {GATE: (after.gate - before.gate)[work.experts]}))
+        for slot, expert in enumerate(work.experts):
+            change = difference(after.experts[slot], before.experts[slot])
+            update.append((kind_of_expert(expert), change))
+        encoded = [(kind, self._codec.encode(tensors)) for kind, tensors in update]
+        return [(make_ref(kind, data), data) for kind, data in encoded]
+
+    # --- the inbox -----------------------------------------------------------------------------
+
+    def _turn(self, timeout_s: float) -> None:
+        """Say hello if it is time, then handle at most one message."""
+        self._greet()
+        message = self._mailbox.receive(timeout_s)
+        if message is not None:
+            self._take(message)
+
+    def _newer_work_arrived(self) -> bool:
+        """Handle all that is in the inbox now; is the work under way out of date?"""
+        self._greet()
+        while (message := self._mailbox.receive(0.0)) is not None:
+            self._take(message)
+        return self._session.next_work is not None
+
+    def _take(self, message: Message) -> None:
+        """Handle a message; one that has no place here is counted and dropped."""
+        try:
+            self._handle(message)
+        except WireError as error:
+            self._mailbox.drop(error.reason)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Rollcall(session):
+                self._enter(session)
+                self._greeted = 0
+                self._hello_at_s = -HELLO_EVERY_S
+            case Welcome(session):
+                self._enter(session)
+                self._greeted = self._mailbox.link.connections
+            case Reject(_, reason):
+                raise FlexmoeError(f"the server rejected this device: {reason}")
+            case Stop(session, reason) if session == self._session.name:
+                raise Stopped(reason)
+            case Assign(session=session) if session == self._session.name:
+                self._session.next_work = message
+            case Fetch():
+                finished = self._session.finished
+                if finished is not None:
+                    for chunk in serve(message, finished.blobs.get):
+                        self._mailbox.send(chunk)
+            case Chunk() if self._download is not None:
+                ref = self._download.accept(message, self._clock())
+                if ref is not None:
+                    self._shelf.put(self._download.take(ref.digest))
+            case Received(session, number):
+                finished = self._session.finished
+                if finished and (finished.assign.session, finished.assign.round) == (
+                    session,
+                    number,
+                ):
+                    self._session.upload_s = self._clock() - finished.at_s
+                    self._session.finished = None
+            case _:
+                raise WireError("stale", type(message).__name__)
+
+    def _greet(self) -> None:
+        """Hello on each new connection, again and again until the server answers."""
+        link = self._mailbox.link
+        now_s = self._clock()
+        if link.contested:
+            raise FlexmoeError(
+                f"another device with the id {self._mailbox.client!r} is connected to this broker; "
+                "give each device its own --id"
+            )
+        if self._greeted == link.connections or now_s - self._hello_at_s < HELLO_EVERY_S:
+            return
+        self._hello_at_s = now_s
+        self._mailbox.send(
+            Hello(
+                session=self._session.name,
+                samples=self._shard.samples,
+                test_samples=self._shard.test_samples,
+                shape=list(self._shard.shape),
+                labels=self._shard.labels,
+                trainer=self._trainer.name,
+                machine=platform.machine(),
+                cores=usable_cores(),
+                memory_available_bytes=memory_available_bytes(),
+                version=importlib.metadata.version("flexmoe"),
+            )
+        )
+
+    def _enter(self, session: str) -> None:
+        if session != self._session.name:
+            self._session = _Session(session)
+
+    # --- blobs ---------------------------------------------------------------------------------
+
+    def _blob(self, ref: BlobRef) -> bytes:
+        data = self._shelf.get(ref.digest)
+        if data is None:
+            raise WireError(
+                "missing-blob", f"{ref.kind} left the shelf; it is too small for a round"
+            )
+        return data
+
+    def _tensors(self, ref: BlobRef) -> Tensors:
+        return dict(self._codec.decode(self._blob(ref)))
+
+
+def _references(work: Assign) -> list[BlobRef]:
+    return [
+        work.training_program,
+        work.evaluation_program,
+        work.backbone,
+        work.gate,
+        *work.expert_blobs,
+    ]

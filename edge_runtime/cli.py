@@ -1,0 +1,132 @@
+"""The command `flexmoe`: `device` in a base install, the rest with the server extra."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from edge_runtime.errors import ConfigError, FlexmoeError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["device"]:
+            return run_device(arguments[1:])
+        return _run_server_command(arguments)
+    except FlexmoeError as error:
+        print(f"flexmoe: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("flexmoe: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run_server_command(arguments: list[str]) -> int:
+    try:
+        server = importlib.import_module("broker_server.cli")
+    except ModuleNotFoundError as error:
+        if arguments in ([], ["--help"], ["-h"]):
+            print("flexmoe device: run this machine as a device (flexmoe device --help).")
+            print("The server's commands need: pip install 'flexmoe[server]'")
+            return 0
+        raise ConfigError(
+            f"the server's commands need {error.name}, which is not installed; "
+            "install them with: pip install 'flexmoe[server]' (`flexmoe device` works without)"
+        ) from None
+    code: int = server.main(arguments)
+    return code
+
+
+def device_parser() -> argparse.ArgumentParser:
+    """The options of `flexmoe device`."""
+    parser = argparse.ArgumentParser(
+        prog="flexmoe device",
+        description="Run this machine as a device: train the experts that the server assigns, on "
+        "the data in FILE, until the server says stop.",
+    )
+    parser.add_argument("--broker", required=True, metavar="HOST:PORT", help="the MQTT broker")
+    parser.add_argument("--id", required=True, metavar="NAME", help="this device's name")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE.npz",
+        type=Path,
+        help="its own data: arrays x_train, y_train, x_test, y_test",
+    )
+    parser.add_argument(
+        "--federation", default="default", metavar="NAME", help="which federation to join"
+    )
+    parser.add_argument(
+        "--trainer", default="executorch", choices=["executorch"], help="what runs the programs"
+    )
+    parser.add_argument(
+        "--shelf-mib", type=int, default=64, metavar="N", help="memory for received blobs, MiB"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what happens on the way")
+    return parser
+
+
+def run_device(arguments: Sequence[str]) -> int:
+    """`flexmoe device`: returns 0 when the server ended the run."""
+    options = device_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+
+    from edge_runtime.address import parse_address
+    from edge_runtime.agent import Agent
+    from edge_runtime.blob import BlobShelf
+    from edge_runtime.codec import RawCodec
+    from edge_runtime.ledger import Ledger
+    from edge_runtime.mailbox import DeviceMailbox, up_topic, valid_name
+    from edge_runtime.messages import Gone, pack
+    from edge_runtime.mqtt import MqttLink
+    from edge_runtime.shard import Shard
+    from edge_runtime.trainer import make_trainer
+
+    host, port = parse_address(options.broker)
+    for name in (options.id, options.federation):
+        if not valid_name(name):
+            raise ConfigError(
+                f"the name {name!r}: expected 1 to 64 letters, digits, '_', '.' or '-'"
+            )
+    shelf = BlobShelf(options.shelf_mib * 1024 * 1024)
+    shard = Shard.load(options.data)
+    trainer = make_trainer(options.trainer)
+    link = MqttLink(
+        host,
+        port,
+        client_id=f"flexmoe-{options.federation}-{options.id}",
+        will=(up_topic(options.federation, options.id), pack(Gone("connection lost"))),
+    )
+    try:
+        mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())
+        agent = Agent(mailbox, shard, trainer, RawCodec(), shelf)
+        try:
+            reason = agent.live()
+        except KeyboardInterrupt:
+            agent.leave("interrupted")
+            raise
+    finally:
+        link.close()
+    print(f"{options.id}: {reason}")
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a device as Ctrl-C does: it says goodbye first."""
+    raise KeyboardInterrupt

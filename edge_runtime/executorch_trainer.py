@@ -1,0 +1,123 @@
+"""The stock ExecuTorch Python runtime as a `Trainer`; the device's only module that imports torch.
+
+It holds about 400 MB with torch loaded, so it serves emulated fleets, big boards and the tests,
+where it is the oracle for other trainers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import FlexmoeError, ProgramError
+from edge_runtime.layout import LAYOUT_METHOD, ProgramLayout
+from edge_runtime.optimizer import Sgd
+from edge_runtime.trainer import Batch, Rates, StepResult, Weights, check_assignment
+
+try:
+    import torch
+
+    # What `executorch.runtime` wraps. Importing that package also imports the exporter, which takes
+    # 3 s and 100 MB more on every device.
+    from executorch.extension.pybindings import _C as runtime
+except ImportError as error:
+    raise FlexmoeError(
+        f"the trainer 'executorch' needs torch and executorch ({error}); "
+        "install them with: pip install 'flexmoe[server]'"
+    ) from None
+
+
+class ExecuTorchTrainer:
+    """See `Trainer`. Weights live in numpy arrays that the runtime reads without a copy."""
+
+    name = "executorch"
+
+    def __init__(self) -> None:
+        # One thread is the fastest for models of this size, and the only repeatable choice.
+        torch.set_num_threads(1)
+        self._training: _LoadedProgram | None = None
+        self._evaluation: _LoadedProgram | None = None
+        self._weights: dict[str, NDArray[np.float32]] = {}
+        self._inputs: list[Any] = []
+        self._experts = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def layout(self) -> ProgramLayout:
+        return self._loaded(self._training).layout
+
+    def load(self, training: bytes, evaluation: bytes) -> None:
+        train, test = _LoadedProgram(training), _LoadedProgram(evaluation)
+        if (train.layout.role, test.layout.role) != ("train", "evaluate"):
+            raise ProgramError(
+                "expected a training and an evaluation program, got "
+                f"{train.layout.role!r} and {test.layout.role!r}"
+            )
+        if train.layout.weights != test.layout.weights:
+            raise ProgramError("the training and the evaluation program are of different models")
+        self._training, self._evaluation = train, test
+        self._weights = {
+            weight.name: np.zeros(weight.shape, np.float32) for weight in train.layout.weights
+        }
+        # from_numpy shares memory, so in-place updates of the arrays are what the program reads.
+        self._inputs = [torch.from_numpy(weight) for weight in self._weights.values()]
+
+    def assign(self, experts: list[int], weights: Weights) -> None:
+        check_assignment(self.layout, experts, weights)
+        for name, held in self._weights.items():
+            held[...] = weights[name]
+        self._experts = torch.tensor(experts, dtype=torch.int64)
+        self._sgd = Sgd(list(self._weights.values()))
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        return dict(self._weights)
+
+    def train_step(self, batch: Batch, rates: Rates) -> StepResult:
+        outputs = self._run(self._loaded(self._training), batch)
+        self._sgd.step([gradient.numpy() for gradient in outputs[2:]], rates)
+        return _step_result(outputs)
+
+    def evaluate(self, batch: Batch) -> StepResult:
+        return _step_result(self._run(self._loaded(self._evaluation), batch))
+
+    def _run(self, program: _LoadedProgram, batch: Batch) -> list[Any]:
+        inputs = [
+            *self._inputs,
+            torch.from_numpy(batch.x),
+            torch.from_numpy(batch.y),
+            self._experts,
+            torch.from_numpy(batch.sample_weight),
+        ]
+        try:
+            return list(program.method(inputs))
+        except RuntimeError as error:
+            raise ProgramError(f"the program failed: {error}") from None
+
+    @staticmethod
+    def _loaded(program: _LoadedProgram | None) -> _LoadedProgram:
+        if program is None:
+            raise ProgramError("no program is loaded; call load() first")
+        return program
+
+
+class _LoadedProgram:
+    """A program in the runtime. Keeps the bytes alive: the runtime only borrows them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        try:
+            self._program = runtime._load_program_from_buffer(
+                data, program_verification=runtime.Verification.InternalConsistency
+            )
+            text = self._program.load_method(LAYOUT_METHOD)([])[0]
+            self.method = self._program.load_method("forward")
+        except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+            raise ProgramError(
+                f"not a flexmoe program of this ExecuTorch version ({error}); export it again"
+            ) from None
+        self.layout = ProgramLayout.from_json(str(text))
+
+
+def _step_result(outputs: list[Any]) -> StepResult:
+    return StepResult(loss=float(outputs[0]), stats=outputs[1].numpy().copy())

@@ -1,0 +1,95 @@
+"""R local epochs on a device's own data, and what they say about the assigned experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import ProgramError
+from edge_runtime.trainer import Batch, Rates, Trainer
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What the last local epoch saw, per slot [k]; `train_loss` is its mean loss over samples."""
+
+    usage: list[int]
+    loss: list[float]
+    hits: list[int]
+    train_loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`hits` of `samples` were classified right; `loss` is the mean over samples."""
+
+    hits: int
+    samples: int
+    loss: float
+
+
+def fit(
+    trainer: Trainer,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    epochs: int,
+    rates: Rates,
+    seed: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> LocalResult | None:
+    """Train `epochs` passes over `x` [n, *shape], `y` [n] in an order that depends on `seed` only.
+
+    Returns None when `interrupted()` turned true between two steps. A loss that is no longer
+    finite raises `ProgramError`: such weights must never leave the device.
+    """
+    rng = np.random.default_rng(seed)
+    k = trainer.layout.k
+    steps = 0
+    stats = np.zeros((k, 3))
+    for _ in range(epochs):
+        stats = np.zeros((k, 3))
+        for batch in batches(x, y, rng.permutation(len(y)), trainer.layout.batch):
+            if interrupted():
+                return None
+            result = trainer.train_step(batch, rates)
+            if not np.isfinite(result.loss):
+                raise ProgramError(
+                    f"training diverged after {steps} steps (loss {result.loss}); lower "
+                    f"train.learning_rate, now {rates.learning_rate}"
+                )
+            stats += result.stats
+            steps += 1
+    routed, loss_sum, hits = stats.T
+    return LocalResult(
+        usage=[int(n) for n in routed],
+        loss=[float(total / max(n, 1.0)) for total, n in zip(loss_sum, routed, strict=True)],
+        hits=[int(n) for n in hits],
+        train_loss=float(loss_sum.sum() / len(y)),
+        steps=steps,
+    )
+
+
+def evaluate(trainer: Trainer, x: NDArray[np.float32], y: NDArray[np.int64]) -> Evaluation:
+    """The current model on `x` [n, *shape], `y` [n]; nothing for an empty set."""
+    stats = np.zeros((trainer.layout.k, 3))
+    for batch in batches(x, y, np.arange(len(y)), trainer.layout.batch):
+        stats += trainer.evaluate(batch).stats
+    _, loss_sum, hits = stats.sum(axis=0)
+    return Evaluation(hits=int(hits), samples=len(y), loss=float(loss_sum / max(len(y), 1)))
+
+
+def batches(
+    x: NDArray[np.float32], y: NDArray[np.int64], order: NDArray[np.int64], size: int
+) -> Iterator[Batch]:
+    """`order` in batches of `size`; the last one is padded with samples of weight 0."""
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        weight = np.zeros(size, np.float32)
+        weight[: len(chosen)] = 1.0 / len(chosen)
+        # Padding repeats the first sample: any real sample keeps every kernel on finite numbers.
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], size - len(chosen))])
+        yield Batch(x[padded], y[padded], weight)

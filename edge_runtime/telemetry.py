@@ -1,0 +1,90 @@
+"""How a device is doing: CPU, memory, load, temperature. Numbers only, so that they travel well."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import psutil
+
+from edge_runtime.cgroup import read_limits, usable_cores
+
+try:
+    import resource
+except ImportError:  # Windows has no resource module
+    resource = None  # type: ignore[assignment]
+
+_MIB = 1024 * 1024
+
+
+class Telemetry:
+    """Measures from `begin` to `read`."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a span."""
+        self._wall = time.monotonic()
+        self._cpu = _cpu_s(self._process)
+
+    def read(self) -> dict[str, float]:
+        """The span so far, and the present state.
+
+        Always: `wall_s`, `cpu_s`, `cpu_share` (of one core), `rss_mib`, `peak_rss_mib` (since the
+        process started), `usable_cores`. Where there is one: `memory_limit_mib` and
+        `memory_used_mib` (the cgroup's), `load_1m`, `temperature_c` (the hottest sensor).
+        """
+        wall_s = time.monotonic() - self._wall
+        cpu_s = _cpu_s(self._process) - self._cpu
+        rss = self._process.memory_info().rss
+        facts = {
+            "wall_s": wall_s,
+            "cpu_s": cpu_s,
+            "cpu_share": cpu_s / wall_s if wall_s > 0 else 0.0,
+            "rss_mib": rss / _MIB,
+            "peak_rss_mib": max(_peak_rss_bytes(), rss) / _MIB,
+            "usable_cores": usable_cores(),
+        }
+        limits = read_limits()
+        if limits.memory_bytes is not None:
+            facts["memory_limit_mib"] = limits.memory_bytes / _MIB
+        if limits.memory_used_bytes is not None:
+            facts["memory_used_mib"] = limits.memory_used_bytes / _MIB
+        if hasattr(os, "getloadavg"):
+            facts["load_1m"] = os.getloadavg()[0]
+        temperature = _temperature_c()
+        if temperature is not None:
+            facts["temperature_c"] = temperature
+        return facts
+
+
+def memory_available_bytes() -> int:
+    """What this process may still allocate: the host's free memory, or its cgroup's rest."""
+    available = psutil.virtual_memory().available
+    limits = read_limits()
+    if limits.memory_bytes is not None:
+        rest = limits.memory_bytes - (limits.memory_used_bytes or 0)
+        available = min(available, max(0, rest))
+    return int(available)
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _peak_rss_bytes() -> int:
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _temperature_c() -> float | None:
+    if not hasattr(psutil, "sensors_temperatures"):
+        return None
+    readings = [r.current for group in psutil.sensors_temperatures().values() for r in group]
+    return float(max(readings)) if readings else None

@@ -1,0 +1,162 @@
+"""The reference models: backbone + gate + experts.
+
+`MoE` is one class for the full model on the server (all `E` experts) and for a client's subset
+(`k` of them). The gate is linear and holds a row for each of the `E` experts; its softmax runs over
+the experts that are present only, and the output is their weighted sum (a soft mixture: with small
+`k` every assigned expert learns from every sample, weighted by the gate).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edge_runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What makes a model: `name` in `MODELS`, one sample's `shape`, `classes`, `experts` E."""
+
+    name: str
+    shape: tuple[int, ...]
+    classes: int
+    experts: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces of one model: `features` is the width that the gate sees."""
+
+    backbone: nn.Module
+    features: int
+    expert: Callable[[], nn.Module]
+
+
+class MoE(nn.Module):
+    """A mixture of experts with `slots` of the spec's `E` experts.
+
+    `forward(x [B, *shape], experts [slots]) -> (logits [B, classes], weights [B, slots])`.
+    """
+
+    def __init__(self, spec: ModelSpec, slots: int | None = None) -> None:
+        super().__init__()
+        parts = _parts(spec)
+        self.spec = spec
+        self.backbone = parts.backbone
+        self.gate = nn.Linear(parts.features, spec.experts, bias=False)
+        self.experts = nn.ModuleList(
+            parts.expert() for _ in range(spec.experts if slots is None else slots)
+        )
+
+    def forward(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(x)
+        pooled = features.mean((2, 3)) if features.dim() == 4 else features
+        # Picking columns by a 0/1 matrix instead of indexing: its gradient is a plain product,
+        # where that of an index is a scatter that small runtimes lack.
+        chosen = (experts.unsqueeze(1) == torch.arange(self.spec.experts)).to(x.dtype)
+        weights = torch.softmax(self.gate(pooled) @ chosen.T, dim=1)
+        outputs = torch.stack([expert(features) for expert in self.experts], dim=1)
+        return (weights.unsqueeze(2) * outputs).sum(1), weights
+
+    def all_experts(self) -> Tensor:
+        """The ids for a model that holds every expert."""
+        return torch.arange(self.spec.experts)
+
+
+class MeanPool(nn.Module):
+    """Global average over the two last axes; written as a mean, whose gradient ExecuTorch has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def _digits(spec: ModelSpec) -> Parts:
+    """An MLP for flat inputs."""
+    inputs, width, hidden = math.prod(spec.shape), 64, 128
+    return Parts(
+        backbone=nn.Sequential(nn.Linear(inputs, width), nn.ReLU()),
+        features=width,
+        expert=lambda: nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, spec.classes)
+        ),
+    )
+
+
+def _har(spec: ModelSpec) -> Parts:
+    """Inertial windows [channels, 1, time]: convolutions along time, then two-layer experts."""
+    width, hidden = 64, 128
+    return Parts(
+        backbone=nn.Sequential(
+            nn.Conv2d(spec.shape[0], 32, (1, 8), stride=(1, 4), padding=(0, 2)),
+            nn.ReLU(),
+            nn.Conv2d(32, width, (1, 4), stride=(1, 2), padding=(0, 1)),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+            MeanPool(),
+        ),
+        features=width,
+        expert=lambda: nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, spec.classes)
+        ),
+    )
+
+
+def _cifar(spec: ModelSpec) -> Parts:
+    """Images [channels, height, width]: strided convolutions, GroupNorm, convolutional experts."""
+    width = 64
+    return Parts(
+        backbone=nn.Sequential(
+            nn.Conv2d(spec.shape[0], 32, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 32),
+            nn.ReLU(),
+            nn.Conv2d(32, width, 3, stride=2, padding=1),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+        ),
+        features=width,
+        expert=lambda: nn.Sequential(
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+            MeanPool(),
+            nn.Linear(width, spec.classes),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Reference:
+    build: Callable[[ModelSpec], Parts]
+    rank: int
+    takes: str
+
+
+MODELS = {
+    "digits": _Reference(_digits, 1, "flat samples [n]"),
+    "har": _Reference(_har, 3, "windows [channels, 1, time]"),
+    "cifar": _Reference(_cifar, 3, "images [channels, height, width]"),
+    "fashion": _Reference(_cifar, 3, "images [channels, height, width]"),
+}
+
+
+def _parts(spec: ModelSpec) -> Parts:
+    reference = MODELS.get(spec.name)
+    if reference is None:
+        raise ConfigError(f"unknown model {spec.name!r}; expected one of {', '.join(MODELS)}")
+    if len(spec.shape) != reference.rank or (spec.name == "har" and spec.shape[1] != 1):
+        raise ConfigError(
+            f"model {spec.name!r} takes {reference.takes}, the data has shape {list(spec.shape)}"
+        )
+    return reference.build(spec)
+
+
+def make_model(spec: ModelSpec, seed: int) -> MoE:
+    """The full model with weights that depend on `seed` only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MoE(spec)

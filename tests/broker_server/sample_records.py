@@ -1,0 +1,99 @@
+"""Records as a small run would leave them, for the tests of what stores and shows them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from broker_server.record import ClientRound, RoundRecord
+from edge_runtime.ledger import NOBODY, LedgerRow
+
+KINDS = ("backbone", "gate", "expert:0", "expert:1", "message")
+
+
+def client_round(name: str, number: int = 1) -> ClientRound:
+    return ClientRound(
+        client=name,
+        experts=[0, 1],
+        usage=[60 + number, 40 - number],
+        loss=[0.5 / number, 0.25],
+        hits=[50, 30],
+        quality=[0.6, 0.78],
+        samples=100,
+        device_accuracy=0.75,
+        telemetry={"cpu_s": 1.5, "peak_mib": 390.25},
+        status="ok",
+    )
+
+
+def late_client(name: str) -> ClientRound:
+    return replace(
+        client_round(name),
+        usage=[],
+        loss=[],
+        hits=[],
+        device_accuracy=math.nan,
+        telemetry={},
+        status="late",
+        detail="no answer by the deadline of 120 s",
+    )
+
+
+def ledger_rows(names: list[str]) -> list[LedgerRow]:
+    rows = [
+        LedgerRow(name, direction, kind, 1000 * (1 + place), 1000 * (1 + place) + 50, 2)
+        for name in names
+        for direction in ("up", "down")
+        for place, kind in enumerate(KINDS)
+    ]
+    return [LedgerRow(NOBODY, "up", "connection", 0, 90, 0), *rows]
+
+
+def round_record(
+    number: int = 1, names: tuple[str, ...] = ("device-00", "device-01")
+) -> RoundRecord:
+    """A round in which every device answered."""
+    rows = ledger_rows(list(names))
+    up = sum(row.wire_bytes for row in rows if row.direction == "up")
+    down = sum(row.wire_bytes for row in rows if row.direction == "down")
+    return RoundRecord(
+        round=number,
+        global_accuracy=1 - 0.5 / number,
+        device_accuracy=0.75,
+        loss=1.25 / number,
+        uplink_bytes=up,
+        downlink_bytes=down,
+        load_cv=0.0125,
+        usage_cv=0.375,
+        assign_s=0.015625,
+        train_s=1.5,
+        round_s=2.5,
+        participants=len(names),
+        answered=len(names),
+        objective=3.5,
+        bound=3.5,
+        gap=0.0,
+        violated_samples=0,
+        solver="cp-sat",
+        socket_sent_bytes=down,
+        socket_received_bytes=up,
+        load=[200 * number, 200 * number],
+        usage=[122, 78],
+        clients=[client_round(name, number) for name in names],
+        bytes=rows,
+    )
+
+
+def troubled_record(number: int = 2) -> RoundRecord:
+    """A round with a late device, missed bounds, dropped messages and nothing to measure."""
+    record = round_record(number)
+    return replace(
+        record,
+        global_accuracy=math.nan,
+        loss=math.nan,
+        answered=1,
+        violated_samples=120,
+        clients=[record.clients[0], late_client("device-01")],
+        drops={"malformed": 2, "stale": 1},
+        events=["device-01 left: connection lost"],
+    )

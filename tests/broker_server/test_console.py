@@ -1,0 +1,143 @@
+"""The console, on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import rich.console
+
+from broker_server.console import Console, replay
+from broker_server.sink import Sink
+from tests.broker_server.sample_records import late_client, round_record, troubled_record
+
+FACTS = {"name": "quickstart", "model": "digits", "devices": 2, "rounds": 3, "seed": 0}
+
+
+class Paper(io.StringIO):
+    """A stream that remembers how much of it was flushed."""
+
+    flushed = 0
+
+    def flush(self) -> None:
+        super().flush()
+        self.flushed = len(self.getvalue())
+
+
+def run(sink: Sink, joined: int = 2) -> None:
+    sink.started(FACTS)
+    for count in range(1, joined + 1):
+        sink.joined(count, 2)
+    records = [round_record(1), troubled_record(2), round_record(3)]
+    for record in records:
+        sink.round_finished(record)
+    sink.finished(records, Path("runs/quickstart"))
+
+
+def test_a_pipe_gets_one_aligned_line_a_round() -> None:
+    paper = Paper()
+    with Console(rich.console.Console(file=paper)) as console:
+        run(console)
+    lines = paper.getvalue().splitlines()
+    assert lines[0] == "quickstart: digits, 2 devices, 3 rounds, seed 0"
+    assert lines[1] == "2 of 2 devices are there"
+    head, first, second, third = lines[2:6]
+    assert head.split()[:6] == ["round", "global", "device", "loss", "up", "down"]
+    assert first.split() == [
+        "1", "0.5000", "0.7500", "1.250", "29.9", "KiB", "29.8", "KiB", "0.0125", "0.375", "2.50",
+        "2/2",
+    ]  # fmt: skip
+    assert len(head) == len(first) == len(third) <= 80
+    assert second[: len(head)].split()[:4] == ["2", "-", "0.7500", "-"]
+    assert second[len(head) :] == (
+        "  late: device-01; load bounds missed by 120 samples; 3 messages dropped; "
+        "device-01 left: connection lost"
+    )
+    assert "Bytes by device" in lines
+    assert lines[-1] == "Everything is in runs/quickstart"
+    assert all(line == line.rstrip() for line in lines)
+    assert "\x1b" not in paper.getvalue()
+
+
+def test_a_pipe_is_flushed_with_every_round() -> None:
+    paper = Paper()
+    console = Console(rich.console.Console(file=paper))
+    console.started({})
+    console.round_finished(round_record(1))
+    assert paper.flushed == len(paper.getvalue()) > 0
+    assert paper.getvalue().splitlines()[-1].split()[0] == "1"
+
+
+def test_a_run_that_starts_short_of_devices_says_so() -> None:
+    paper = Paper()
+    run(Console(rich.console.Console(file=paper)), joined=1)
+    assert paper.getvalue().splitlines()[1] == "1 of 2 devices are there; starting"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> rich.console.Console:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return rich.console.Console(file=io.StringIO(), force_terminal=True, width=80, height=10)
+
+
+def seen(terminal: rich.console.Console) -> list[str]:
+    """The lines that stay: of each, what follows the last "erase this line", without colours."""
+    assert isinstance(terminal.file, io.StringIO)
+    lines = terminal.file.getvalue().split("\n")
+    return [re.sub(r"\x1b\[[0-9;?]*\w", "", line.rpartition("\x1b[2K")[2]) for line in lines]
+
+
+def test_a_terminal_keeps_every_round_whatever_its_height(terminal: rich.console.Console) -> None:
+    with Console(terminal) as console:
+        console.started({**FACTS, "rounds": 40})
+        for number in range(1, 41):
+            console.round_finished(round_record(number))
+        console.finished([round_record(40)], Path("runs/quickstart"))
+    lines = seen(terminal)
+    rounds = [line.split()[0] for line in lines if line.endswith("2/2")]
+    assert rounds == [str(number) for number in range(1, 41)]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_terminal_shows_progress_and_notes_on_lines_of_their_own(
+    terminal: rich.console.Console,
+) -> None:
+    with Console(terminal) as console:
+        run(console)
+    text = "\n".join(seen(terminal))
+    assert "\n       late: device-01; load bounds missed by 120 samples" in text
+    assert "\nEverything is in runs/quickstart" in text
+    assert isinstance(terminal.file, io.StringIO)
+    assert "0/3" in terminal.file.getvalue()
+
+
+def test_leaving_the_console_gives_the_cursor_back(terminal: rich.console.Console) -> None:
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert isinstance(terminal.file, io.StringIO)
+    with pytest.raises(KeyboardInterrupt), Console(terminal) as console:
+        console.started(FACTS)
+        assert terminal.file.getvalue().count(hide) == 1
+        raise KeyboardInterrupt
+    assert terminal.file.getvalue().count(show) == 1
+    console.close()
+
+
+def test_a_replay_prints_what_the_run_printed() -> None:
+    live, again = Paper(), Paper()
+    run(Console(rich.console.Console(file=live)))
+    records = [round_record(1), troubled_record(2), round_record(3)]
+    replay(records, FACTS, Path("runs/quickstart"), rich.console.Console(file=again))
+    assert again.getvalue() == live.getvalue().replace("2 of 2 devices are there\n", "")
+
+
+def test_names_are_not_markup_and_a_crowd_is_cut_short() -> None:
+    late = [late_client(f"[bold]{number}") for number in range(9)]
+    paper = Paper()
+    console = Console(rich.console.Console(file=paper))
+    console.round_finished(replace(round_record(1), clients=late))
+    assert paper.getvalue().rstrip().endswith("late: [bold]0, [bold]1, [bold]2, [bold]3 and 5 more")

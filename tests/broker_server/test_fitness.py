@@ -1,0 +1,84 @@
+"""Fitness and quality against the formulas, pair by pair."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_server.fitness import fitness, initial_quality, update_quality
+from edge_runtime.errors import ConfigError
+
+SCORES = st.floats(0, 1)
+
+
+def test_loss_driven_fitness() -> None:
+    scores = fitness([0.0, 0.5, 3.0], [0, 0, 0], [4, 1, 9], "loss", alpha=2.0)
+    assert scores == pytest.approx([1.0, math.exp(-1), math.exp(-6)])
+
+
+def test_accuracy_driven_fitness() -> None:
+    scores = fitness([9.0, 9.0], [3, 8], [4, 8], "accuracy", alpha=1.0)
+    assert scores.tolist() == [0.75, 1.0]
+
+
+@pytest.mark.parametrize("mode", ["loss", "accuracy"])
+def test_an_expert_without_samples_has_no_fitness(mode: Any) -> None:
+    assert fitness([0.0, 0.0], [0, 5], [0, 5], mode, alpha=1.0).tolist() == [0.0, 1.0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6), st.integers(-9, 99), st.integers(-9, 50)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from(["loss", "accuracy"]),
+)
+def test_no_report_can_leave_the_range(rows: list[tuple[float, int, int]], mode: Any) -> None:
+    loss, hits, usage = zip(*rows, strict=True)
+    scores = fitness(loss, hits, usage, mode, alpha=1.0)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_bad_settings_are_refused() -> None:
+    mode: Any = "luck"
+    with pytest.raises(ConfigError, match=r"'luck'.*loss, accuracy"):
+        fitness([1.0], [1], [1], mode, alpha=1.0)
+    for alpha in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="alpha"):
+            fitness([1.0], [1], [1], "loss", alpha)
+    for beta in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="beta"):
+            update_quality(np.ones((1, 1)), 0, [0], [1.0], [1], beta)
+    with pytest.raises(ConfigError, match="q0"):
+        initial_quality(1, 1, math.nan)
+
+
+def test_the_first_quality() -> None:
+    quality = initial_quality(2, 3, 0.75)
+    assert quality.shape == (2, 3) and (quality == 0.75).all() and quality.dtype == np.float64
+
+
+@given(st.data(), st.floats(0, 1))
+def test_quality_moves_only_where_the_pair_trained(data: st.DataObject, beta: float) -> None:
+    clients, experts = 3, 5
+    rows = st.lists(SCORES, min_size=experts, max_size=experts)
+    old = np.array(data.draw(st.lists(rows, min_size=clients, max_size=clients)))
+    chosen = data.draw(st.lists(st.integers(0, experts - 1), unique=True, min_size=1))
+    scores = [data.draw(SCORES) for _ in chosen]
+    usage = [data.draw(st.integers(0, 2)) for _ in chosen]
+    before = old.copy()
+
+    new = update_quality(old, 1, chosen, scores, usage, beta)
+
+    expected = before.copy()
+    for e, s, u in zip(chosen, scores, usage, strict=True):
+        if u > 0:
+            expected[1, e] = (1 - beta) * before[1, e] + beta * s
+    np.testing.assert_allclose(new, expected, rtol=0, atol=1e-12)
+    assert (old == before).all()

@@ -1,0 +1,148 @@
+"""Digests, chunks, and a shelf that never holds more than it may nor drops what is in use."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.blob import BlobShelf, chunk, digest, expert_of_kind, kind_of_expert, make_ref
+from edge_runtime.errors import ConfigError, FlexmoeError, WireError
+from edge_runtime.messages import CHUNK_BYTES, BlobRef, pack, unpack
+
+
+def test_digest_is_blake2b_of_16_bytes() -> None:
+    assert digest(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
+    assert digest(memoryview(b"abc")) == digest(bytearray(b"abc")) == digest(b"abc")
+
+
+def test_make_ref() -> None:
+    assert make_ref("gate", b"abc") == BlobRef("gate", digest(b"abc"), 3)
+    with pytest.raises(WireError, match="bad-size"):
+        make_ref("gate", b"")
+
+
+@given(st.integers(0, 10**9 - 1))
+def test_expert_kinds(expert: int) -> None:
+    assert expert_of_kind(kind_of_expert(expert)) == expert
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("", "gate", "expert", "Expert:3", " expert:3", "expert:3 ", "expert:3\n"),
+        *("expert:", "expert:-1", "expert:03", "expert:1_0", "expert:\u0663"),
+        "expert:" + "9" * 5000,
+    ],
+)
+def test_other_kinds_are_no_experts(kind: str) -> None:
+    assert expert_of_kind(kind) is None
+
+
+@pytest.mark.parametrize("size_bytes", [1, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5])
+def test_chunks_add_up(size_bytes: int) -> None:
+    data = (b"0123456789" * (size_bytes // 10 + 1))[:size_bytes]
+    ref = make_ref("backbone", data)
+    chunks = [chunk(ref.digest, data, index) for index in range(ref.chunks)]
+    assert b"".join(part.data for part in chunks) == data
+    assert {(part.digest, part.count, part.size_bytes) for part in chunks} == {
+        (ref.digest, ref.chunks, size_bytes)
+    }
+    assert [part.index for part in chunks] == list(range(ref.chunks))
+    assert [unpack(pack(part)) for part in chunks] == chunks
+    for index in (-1, ref.chunks):
+        with pytest.raises(WireError, match="bad-want"):
+            chunk(ref.digest, data, index)
+
+
+class SlowShelf:
+    """The same, by plain lists: an oracle."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.blobs: list[bytes] = []  # the least recently used first
+        self.pins: list[bytes] = []
+
+    def put(self, data: bytes) -> bool:
+        pinned = [blob for blob in self.blobs if blob in self.pins]
+        if data in self.blobs:
+            self.blobs.remove(data)
+        elif sum(map(len, pinned)) + len(data) > self.capacity_bytes:
+            return False
+        while sum(map(len, self.blobs)) + len(data) > self.capacity_bytes:
+            self.blobs.remove(next(blob for blob in self.blobs if blob not in self.pins))
+        self.blobs.append(data)
+        return True
+
+    def get(self, data: bytes) -> bytes | None:
+        if data not in self.blobs:
+            return None
+        self.blobs.remove(data)
+        self.blobs.append(data)
+        return data
+
+
+_actions = st.tuples(st.sampled_from(["put", "put", "get", "pin", "unpin"]), st.integers(1, 9))
+
+
+@given(st.lists(_actions, max_size=60), st.integers(1, 20))
+def test_shelf_is_the_slow_shelf(actions: list[tuple[str, int]], capacity_bytes: int) -> None:
+    shelf, slow = BlobShelf(capacity_bytes), SlowShelf(capacity_bytes)
+    for action, size_bytes in actions:
+        data = b"x" * size_bytes
+        name = digest(data)
+        if action == "put":
+            if slow.put(data):
+                assert shelf.put(data) == name
+            else:
+                with pytest.raises(FlexmoeError, match="does not fit"):
+                    shelf.put(data)
+        elif action == "get":
+            assert shelf.get(name) == slow.get(data)
+        elif action == "pin":
+            shelf.pin([name])
+            slow.pins.append(data)
+        elif data in slow.pins:
+            shelf.unpin([name])
+            slow.pins.remove(data)
+        else:
+            with pytest.raises(KeyError):
+                shelf.unpin([name])
+        assert {n for n in range(1, 10) if digest(b"x" * n) in shelf} == set(map(len, slow.blobs))
+        assert shelf.used_bytes == sum(map(len, slow.blobs)) <= capacity_bytes
+        assert len(shelf) == len(slow.blobs)
+
+
+def test_hold_keeps_blobs_for_as_long_as_its_block() -> None:
+    shelf = BlobShelf(10)
+    used = shelf.put(b"used!")
+    with pytest.raises(RuntimeError), shelf.hold(iter([used, digest(b"comes")])):
+        shelf.put(b"comes")
+        with pytest.raises(FlexmoeError, match="10 of them in use"):
+            shelf.put(b"more")
+        raise RuntimeError
+    shelf.put(b"more")
+    assert used not in shelf
+    assert digest(b"comes") in shelf
+
+
+def test_a_blob_that_does_not_fit_changes_nothing() -> None:
+    shelf = BlobShelf(10)
+    shelf.put(b"first")
+    with pytest.raises(FlexmoeError, match="a blob of 11 bytes does not fit: the shelf holds 10"):
+        shelf.put(b"much longer")
+    assert shelf.get(digest(b"first")) == b"first"
+
+
+def test_get_gives_the_very_same_bytes() -> None:
+    data = hashlib.sha512(b"").digest()
+    shelf = BlobShelf(64)
+    assert shelf.get(shelf.put(data)) is data
+
+
+@pytest.mark.parametrize("capacity_bytes", [0, -1])
+def test_a_shelf_needs_room(capacity_bytes: int) -> None:
+    with pytest.raises(ConfigError, match="at least 1 byte"):
+        BlobShelf(capacity_bytes)

@@ -1,0 +1,268 @@
+"""The `Link` contract, on the in-memory twin and on MQTT over real brokers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime import mqtt
+from edge_runtime.errors import BrokerError, WireError
+from edge_runtime.link import (
+    Inbox,
+    Link,
+    MemoryBroker,
+    MemoryLink,
+    Packet,
+    publish_packet_bytes,
+    topic_matches,
+)
+from edge_runtime.messages import MAX_MESSAGE_BYTES
+from edge_runtime.mqtt import MqttLink
+
+WAIT_S = 15.0
+Connect = Callable[..., Link]
+Eventually = Callable[[Callable[[], bool]], bool]
+
+
+@pytest.fixture(params=["memory", "mosquitto", "amqtt"])
+def connect(
+    request: pytest.FixtureRequest, running_broker: Any, unique: str, monkeypatch: Any
+) -> Iterator[Connect]:
+    """Opens links of one kind to one broker: `connect(name, will=..., inbox_packets=...)`."""
+    monkeypatch.setattr(mqtt, "RECONNECT_MIN_S", 0.05)
+    links: list[Link] = []
+    memory = MemoryBroker()
+    broker = None if request.param == "memory" else running_broker(request.param)
+
+    def open_link(name: str, **options: Any) -> Link:
+        if broker is None:
+            link: Link = MemoryLink(memory, name, **options)
+        else:
+            link = MqttLink(broker.host, broker.port, f"{unique}-{name}", **options)
+        links.append(link)
+        return link
+
+    yield open_link
+    for link in links:
+        link.close()
+
+
+def lose_connection(link: Link) -> None:
+    if isinstance(link, MemoryLink):
+        link.kill()
+    else:
+        assert isinstance(link, MqttLink)
+        sock = link._client.socket()
+        assert isinstance(sock, socket.socket)
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def restore_connection(link: Link) -> None:
+    if isinstance(link, MemoryLink):
+        link.restore()
+
+
+def receive(link: Link) -> Packet:
+    packet = link.receive(WAIT_S)
+    assert packet is not None
+    return packet
+
+
+def test_a_packet_arrives_whole_at_every_subscriber_and_at_nobody_else(
+    connect: Connect, unique: str
+) -> None:
+    sender, one, two, other = map(connect, ["sender", "one", "two", "other"])
+    one.subscribe(f"{unique}/up/+")
+    two.subscribe(f"{unique}/#")
+    other.subscribe(f"{unique}/down/one")
+    sent = sender.publish(f"{unique}/up/sender", b"\x00\xffdata")
+    sender.publish(f"{unique}/down/one", b"the end")
+    assert receive(one) == receive(two) == sent
+    assert receive(other).payload == b"the end"
+    assert other.receive(0) is None
+
+
+def test_order_is_kept(connect: Connect, unique: str) -> None:
+    sender, receiver = connect("sender"), connect("receiver")
+    receiver.subscribe(unique)
+    payloads = [bytes([i]) * (1 + 997 * (i % 7)) for i in range(200)]
+    for payload in payloads:
+        sender.publish(unique, payload)
+    assert [receive(receiver).payload for _ in payloads] == payloads
+
+
+# 127/128 and 16383/16384 are where the remaining length grows by a byte.
+BOUNDARIES = [
+    0,
+    1,
+    *(edge + delta for edge in (128, 16384) for delta in (-1, 0)),
+    MAX_MESSAGE_BYTES,
+]
+
+
+def test_stated_sizes_are_what_the_socket_moved(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    sender, receiver = connect("sender"), connect("receiver")
+    receiver.subscribe(unique)
+    header_bytes = 2 + len(unique) + 2
+    for remaining in BOUNDARIES:
+        sent_before, acked_before = sender.sent_bytes, sender.received_bytes
+        got_before, answered_before = receiver.received_bytes, receiver.sent_bytes
+        sent = sender.publish(unique, bytes(max(0, remaining - header_bytes)))
+        assert sender.flush(WAIT_S)
+        assert sender.sent_bytes - sent_before == sent.wire_bytes
+        assert sender.received_bytes - acked_before == sent.ack_bytes == 4
+        assert receive(receiver) == sent
+        assert receiver.received_bytes - got_before == sent.wire_bytes
+        # The acknowledgement leaves after the packet is in the inbox.
+        assert eventually(lambda: receiver.sent_bytes - answered_before == sent.ack_bytes)  # noqa: B023
+
+
+def test_receive_gives_up_after_its_timeout(connect: Connect) -> None:
+    link = connect("alone")
+    assert link.receive(0) is None
+    assert link.receive(0.01) is None
+    assert link.receive(-1) is None
+
+
+def test_a_full_inbox_drops_and_counts(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    sender, receiver = connect("sender"), connect("receiver", inbox_packets=3)
+    receiver.subscribe(unique)
+    for i in range(5):
+        sender.publish(unique, bytes([i]))
+    assert eventually(lambda: receiver.overflowed == 2)
+    assert [receive(receiver).payload[0] for _ in range(3)] == [0, 1, 2]
+    assert receiver.receive(0) is None
+    sender.publish(unique, b"room again")
+    assert receive(receiver).payload == b"room again"
+
+
+def test_too_large_a_payload_never_leaves(connect: Connect, unique: str) -> None:
+    link = connect("sender")
+    before = link.sent_bytes
+    with pytest.raises(WireError, match="oversized"):
+        link.publish(unique, bytes(MAX_MESSAGE_BYTES + 1))
+    assert link.flush(WAIT_S)
+    assert link.sent_bytes == before
+
+
+def test_a_lost_connection_comes_back_with_subscriptions_and_what_was_published(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    steady, flaky = connect("steady"), connect("flaky")
+    steady.subscribe(f"{unique}/up")
+    flaky.subscribe(f"{unique}/down")
+    assert flaky.connected and flaky.connections == 1
+    lose_connection(flaky)
+    assert eventually(lambda: not flaky.connected or flaky.connections > 1)
+    flaky.publish(f"{unique}/up", b"from before")
+    restore_connection(flaky)
+    assert eventually(lambda: flaky.connected and flaky.connections == 2)
+    steady.publish(f"{unique}/down", b"still there?")
+    assert receive(flaky).payload == b"still there?"
+    assert receive(steady).payload == b"from before"
+    assert flaky.flush(WAIT_S)
+    assert not flaky.contested
+
+
+def test_the_will_is_published_for_a_lost_connection(connect: Connect, unique: str) -> None:
+    watcher = connect("watcher")
+    watcher.subscribe(f"{unique}/#")
+    lose_connection(connect("victim", will=(f"{unique}/gone", b"victim")))
+    assert (received := receive(watcher)).payload == b"victim"
+    assert received.topic == f"{unique}/gone"
+
+
+def test_close_sends_what_is_left_and_no_will(connect: Connect, unique: str) -> None:
+    watcher, link = connect("watcher"), connect("link", will=(f"{unique}/gone", b"will"))
+    watcher.subscribe(f"{unique}/#")
+    link.publish(f"{unique}/last", b"words")
+    link.close()
+    link.close()
+    assert not link.connected
+    assert link.receive(WAIT_S) is None
+    with pytest.raises(BrokerError, match="closed"):
+        link.publish(unique, b"")
+    assert receive(watcher).payload == b"words"
+    # A will would come before this: the broker has seen the link end by now.
+    connect("marker").publish(f"{unique}/marker", b"marker")
+    assert receive(watcher).payload == b"marker"
+
+
+def test_close_wakes_a_waiting_receive(connect: Connect) -> None:
+    link = connect("waiting")
+    answers: list[Packet | None] = []
+    waiter = threading.Thread(target=lambda: answers.append(link.receive(60)))
+    waiter.start()
+    link.close()
+    waiter.join(WAIT_S)
+    assert answers == [None]
+
+
+def test_the_same_name_takes_over_and_the_first_one_loses_its_connection(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    watcher = connect("watcher")
+    watcher.subscribe(f"{unique}/#")
+    first = connect("twin", will=(f"{unique}/gone", b"first"))
+    with contextlib.suppress(BrokerError):  # the first one may be back before the second is in
+        connect("twin")
+    assert receive(watcher).payload == b"first"
+    assert eventually(lambda: not first.connected or first.connections > 1)
+
+
+def test_inbox_is_bounded_by_bytes_too() -> None:
+    inbox = Inbox(max_packets=100, max_bytes=10)
+    for size in (6, 5, 4):
+        inbox.put(Packet.of("t", bytes(size)))
+    assert inbox.overflowed == 1
+    assert [len(receive_from(inbox)) for _ in range(2)] == [6, 4]
+    inbox.put(Packet.of("t", bytes(MAX_MESSAGE_BYTES + 1)))
+    assert (inbox.oversized, inbox.overflowed) == (1, 1)
+
+
+def receive_from(inbox: Inbox) -> bytes:
+    packet = inbox.get(0)
+    assert packet is not None
+    return packet.payload
+
+
+LEVELS = st.lists(st.sampled_from(["a", "b", "", "$x", "é"]), min_size=1, max_size=4)
+WILD = st.lists(st.sampled_from(["a", "b", "", "+", "$x", "é"]), min_size=1, max_size=4)
+
+
+@given(WILD, st.booleans(), LEVELS)
+def test_topics_match_as_in_paho(pattern: list[str], hash_end: bool, topic: list[str]) -> None:
+    text = "/".join([*pattern, "#"] if hash_end else pattern)
+    name = "/".join(topic)
+    if text and name:
+        assert topic_matches(text, name) == paho.topic_matches_sub(text, name)
+
+
+def varint_bytes(value: int) -> int:
+    return next(n for n in itertools.count(1) if value < 128**n)
+
+
+@given(st.text(min_size=1, max_size=80), st.integers(0, 2**28 - 200), st.sampled_from([0, 1]))
+def test_packet_size_is_that_of_the_standard(topic: str, payload_bytes: int, qos: int) -> None:
+    body = 2 + len(topic.encode()) + 2 * qos + payload_bytes
+    if body < 128**4:
+        expected = 1 + varint_bytes(body) + body
+        assert publish_packet_bytes(topic, payload_bytes, qos) == expected
+
+
+def test_no_packet_is_larger_than_mqtt_allows() -> None:
+    with pytest.raises(ValueError, match="268435455"):
+        publish_packet_bytes("t", 2**28)

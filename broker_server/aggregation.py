@@ -77,7 +77,7 @@ class _Mean:
             self._sum = {name: np.zeros(value.shape) for name, value in self._base.items()}
         self._weight += weight
         for name, total in self._sum.items():
-            total += np.float64(weight) * change[name]
+            total += np.multiply(change[name], weight, dtype=np.float64)
 
     def applied(self) -> Tensors:
         if not self._weight:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from broker_server.exchange import Work
 from broker_server.experiment import Experiment
 from broker_server.seeds import derive_seed
 from broker_server.state import State
+from broker_server.work import Work
 from edge_runtime.blob import kind_of_expert, make_ref
 from edge_runtime.codec import Codec
 from edge_runtime.layout import ROLES

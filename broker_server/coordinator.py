@@ -19,7 +19,7 @@ from broker_server.artifacts import Artifacts
 from broker_server.assignment import Assignment, AssignmentPolicy, Problem
 from broker_server.capacity import Capacity, experts_that_fit
 from broker_server.evaluation import GlobalEvaluation
-from broker_server.exchange import Answer, Exchange
+from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.record import ClientRound, RoundRecord
 from broker_server.roster import Roster
@@ -28,6 +28,7 @@ from broker_server.spool import Spool
 from broker_server.state import State
 from broker_server.traffic import Traffic
 from broker_server.update import decode_update, update_kinds
+from broker_server.work import Answer
 from edge_runtime.codec import Codec
 from edge_runtime.errors import FleetError
 
@@ -54,12 +55,14 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
     experiment = federation.experiment
 
     # 1. Join: who is here, in the order of their names.
-    clients = present_clients(federation)
-    samples = np.array([federation.roster[client].hello.samples for client in clients])
+    present = present_clients(federation)
 
-    # 2. Capacity: how many experts each can hold.
-    capacities = [experts_for(client, federation) for client in clients]
-    capacity = np.array([held.k for held in capacities])
+    # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
+    capacities, events = capacities_of(present, federation)
+    clients = list(capacities)
+    capacity = np.array([held.k for held in capacities.values()])
+    sizes = {client: federation.roster[client].hello.samples for client in clients}
+    samples = np.array(list(sizes.values()))
 
     # 3. Assign: the most quality under balanced load.
     lower, upper = load.bounds(state.load, samples, capacity, experiment.assignment.delta)
@@ -84,17 +87,16 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
     for client in sorted(reports):
         assign = work.assigns[client]
         blobs = {kind: federation.spool.get(client, kind) for kind in update_kinds(assign)}
-        size = federation.roster[client].hello.samples
-        aggregator.add(
-            decode_update(blobs, reports[client], assign, size, state.model, federation.codec)
-        )
+        size, report = sizes[client], reports[client]
+        aggregator.add(decode_update(blobs, report, assign, size, state.model, federation.codec))
     model = aggregator.result()
     federation.spool.clear()
 
     # 8. Score and evaluate. Load counts what was trained: a lost update leaves its deficit.
     settings = experiment.fitness
     for i, client in enumerate(clients):
-        if (report := reports.get(client)) is not None:
+        if client in reports:
+            report = reports[client]
             scores = fitness.fitness(
                 report.loss, report.hits, report.usage, settings.mode, settings.alpha
             )
@@ -109,7 +111,7 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
         quality={**state.quality, **dict(zip(clients, quality, strict=True))},
         load=load.update(state.load, assignment.X & trained[:, np.newaxis], samples),
     )
-    record = _record(state, federation, clients, capacities, assignment, answers, experts, began_s)
+    record = _record(state, federation, sizes, assignment, answers, experts, events, began_s)
     return state, record
 
 
@@ -147,6 +149,32 @@ def quorum(experiment: Experiment, devices: int) -> int:
     return max(1, int(np.ceil(experiment.round.quorum * devices - 1e-9)))
 
 
+def capacities_of(
+    clients: Sequence[str], federation: Federation
+) -> tuple[dict[str, Capacity], list[str]]:
+    """k of each device that can hold an expert, and what to say of the others.
+
+    `FleetError` if they are fewer than a round needs.
+    """
+    experiment = federation.experiment
+    capacities: dict[str, Capacity] = {}
+    events: list[str] = []
+    for client in clients:
+        try:
+            held = capacities[client] = experts_for(client, federation)
+        except FleetError as error:
+            events.append(f"{client}: sits out: {error}")
+            continue
+        if held.limit != "asked":
+            events.append(f"{client}: holds {held.k} experts, its {held.limit} allows no more")
+    if len(capacities) < quorum(experiment, len(clients)):
+        raise FleetError(
+            f"{len(capacities)} of {len(clients)} devices can hold an expert, round.quorum asks "
+            f"for {quorum(experiment, len(clients))}; {'; '.join(events)[:500]}"
+        )
+    return capacities, events
+
+
 def experts_for(client: str, federation: Federation) -> Capacity:
     """k of one device: what the experiment asks for, as far as its memory allows."""
     model = federation.experiment.model
@@ -154,10 +182,7 @@ def experts_for(client: str, federation: Federation) -> Capacity:
         return Capacity(model.experts, "asked")
     asked = model.experts_asked(federation.roster.place(client))
     available = federation.roster[client].hello.memory_available_bytes
-    try:
-        return experts_that_fit(asked, available, federation.artifacts.memory_bytes)
-    except FleetError as error:
-        raise FleetError(f"{client}: {error}") from None
+    return experts_that_fit(asked, available, federation.artifacts.memory_bytes)
 
 
 def quality_of(state: State, clients: Sequence[str], experiment: Experiment) -> NDArray[np.float64]:
@@ -172,32 +197,27 @@ def quality_of(state: State, clients: Sequence[str], experiment: Experiment) -> 
 def _record(
     state: State,
     federation: Federation,
-    clients: Sequence[str],
-    capacities: Sequence[Capacity],
+    sizes: Mapping[str, int],
     assignment: Assignment,
     answers: Mapping[str, Answer],
     experts: Mapping[str, list[int]],
+    events: Sequence[str],
     began_s: float,
 ) -> RoundRecord:
-    """What this round leaves."""
+    """What this round leaves; `sizes` are the samples of each client that had work."""
     reports = [answer.report for answer in answers.values() if answer.report is not None]
     usage = np.zeros(len(state.load), np.int64)
     for report in reports:
         usage[report.experts] += report.usage
-    sizes = [federation.roster[c].hello.samples for c, a in answers.items() if a.report]
+    weights = [sizes[c] for c, a in answers.items() if a.report]
     tested = [r.test_hits / r.test_samples for r in reports if r.test_samples]
-    events = [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
-    events += [
-        f"{c}: holds {held.k} experts, its {held.limit} allows no more"
-        for c, held in zip(clients, capacities, strict=True)
-        if held.limit != "asked"
-    ]
+    missing = [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
     traffic = federation.traffic.cut()
     return RoundRecord(
         round=state.round,
         global_accuracy=federation.evaluation.accuracy(state.model),
         device_accuracy=float(np.mean(tested)) if tested else float("nan"),
-        loss=float(np.average([r.train_loss for r in reports], weights=sizes)),
+        loss=float(np.average([r.train_loss for r in reports], weights=weights)),
         uplink_bytes=traffic.uplink_bytes,
         downlink_bytes=traffic.downlink_bytes,
         load_cv=load.coefficient_of_variation(state.load),
@@ -205,7 +225,7 @@ def _record(
         assign_s=assignment.solve_s,
         train_s=max(report.telemetry.get("train_s", 0.0) for report in reports),
         round_s=time.monotonic() - began_s,
-        participants=len(clients),
+        participants=len(sizes),
         answered=len(reports),
         objective=assignment.objective,
         bound=assignment.bound,
@@ -216,15 +236,15 @@ def _record(
         socket_received_bytes=traffic.socket_received_bytes,
         load=state.load.tolist(),
         usage=usage.tolist(),
-        clients=[_client_round(c, experts[c], answers[c], state, federation) for c in clients],
+        clients=[_client_round(c, n, experts[c], answers[c], state) for c, n in sizes.items()],
         bytes=traffic.rows,
         drops=traffic.drops,
-        events=events,
+        events=[*missing, *events],
     )
 
 
 def _client_round(
-    client: str, experts: list[int], answer: Answer, state: State, federation: Federation
+    client: str, samples: int, experts: list[int], answer: Answer, state: State
 ) -> ClientRound:
     report = answer.report
     tested = report is not None and report.test_samples > 0
@@ -235,7 +255,7 @@ def _client_round(
         loss=report.loss if report else [],
         hits=report.hits if report else [],
         quality=state.quality[client][experts].tolist(),
-        samples=federation.roster[client].hello.samples,
+        samples=samples,
         device_accuracy=report.test_hits / report.test_samples
         if report and tested
         else float("nan"),

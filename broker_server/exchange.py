@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker_server.record import Status
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.update import check_report, decode_update
+from broker_server.work import Answer, Work
 from edge_runtime.codec import Codec
 from edge_runtime.errors import WireError
 from edge_runtime.mailbox import ServerMailbox
@@ -33,7 +33,6 @@ from edge_runtime.messages import (
     Stop,
     Welcome,
 )
-from edge_runtime.parts import ModelParts
 from edge_runtime.transfer import Download, serve
 
 log = logging.getLogger("flexmoe.server")
@@ -41,27 +40,7 @@ log = logging.getLogger("flexmoe.server")
 POLL_S = 0.25
 ROLLCALL_EVERY_S = 2.0
 MAX_DOWNLOADS = 4
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a round asks of its devices: each one's assignment, and the blobs that they may fetch.
-
-    `model` is what the updates are changes to.
-    """
-
-    assigns: Mapping[str, Assign]
-    blobs: Mapping[bytes, bytes]
-    model: ModelParts
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one device's work; with status ``ok`` its update is in the spool."""
-
-    status: Status
-    detail: str = ""
-    report: Report | None = None
+STALL_S = 10.0
 
 
 @dataclass
@@ -69,8 +48,10 @@ class _Progress:
     """One device's way through a round."""
 
     assign: Assign
+    samples: int
     report: Report | None = None
     download: Download | None = None
+    heard_s: float | None = None  # the last chunk, or the begin of waiting for the first
     gone_at_s: float | None = None
     answer: Answer | None = None
 
@@ -93,6 +74,7 @@ class Exchange:
         self._spool = spool
         self._codec = codec
         self._clock = clock
+        self._connections = mailbox.link.connections
         self._work: Work | None = None
         self._progress: dict[str, _Progress] = {}
 
@@ -130,14 +112,19 @@ class Exchange:
         """
         self._spool.clear()
         self._work = work
-        self._progress = {client: _Progress(assign) for client, assign in work.assigns.items()}
+        # A device that returns with other data, or is refused, does not change this round's count.
+        self._progress = {
+            client: _Progress(assign, self._roster[client].hello.samples)
+            for client, assign in work.assigns.items()
+        }
         for client, progress in self._progress.items():
             self._mailbox.send(client, progress.assign)
         end_s = self._clock() + deadline_s
         while self._clock() < end_s and self._anyone_to_wait_for(rejoin_s):
+            self._mind_own_connection()
             self._ask_for_updates()
             self._turn(POLL_S)
-        answers = {client: self._close(progress) for client, progress in self._progress.items()}
+        answers = {c: self._close(c, progress) for c, progress in self._progress.items()}
         self._progress = {}
         return answers
 
@@ -154,25 +141,39 @@ class Exchange:
             for progress in self._progress.values()
         )
 
-    def _close(self, progress: _Progress) -> Answer:
+    def _close(self, client: str, progress: _Progress) -> Answer:
         if progress.answer is not None:
             return progress.answer
         if progress.gone_at_s is not None:
+            self._roster.leave(client)
             return Answer("gone", "disconnected and did not return in time")
         what = "its update was not complete" if progress.report else "no answer"
         return Answer("late", f"{what} by the deadline")
 
+    def _mind_own_connection(self) -> None:
+        """After a reconnect of ours: what was said in between is lost, so ask who is there."""
+        if self._connections == (connections := self._mailbox.link.connections):
+            return
+        self._connections = connections
+        for progress in self._progress.values():
+            if progress.gone_at_s is None:
+                progress.gone_at_s = self._clock()
+        self._mailbox.broadcast(Rollcall(self._session))
+
     def _ask_for_updates(self) -> None:
-        """Keep the windows of the first few open downloads full."""
+        """Keep the windows of a few open downloads full; one that stalls holds up no other."""
         active = 0
         for client, progress in self._progress.items():
             if progress.download is None or progress.answer is not None:
                 continue
             if progress.gone_at_s is None:
-                wants = progress.download.wants(self._clock())
+                now_s = self._clock()
+                wants = progress.download.wants(now_s)
                 if wants:
                     self._mailbox.send(client, Fetch(wants))
-                active += 1
+                if progress.heard_s is None:
+                    progress.heard_s = now_s
+                active += now_s - progress.heard_s < STALL_S
             if active == MAX_DOWNLOADS:
                 return
 
@@ -196,6 +197,8 @@ class Exchange:
                 self._roster.leave(client)
                 if client in self._progress:
                     self._progress[client].gone_at_s = self._clock()
+                # The last will of a connection may come after the next one's hello: ask.
+                self._mailbox.send(client, Rollcall(self._session))
             case Fetch() if self._work is not None:
                 for chunk in serve(message, self._work.blobs.get):
                     self._mailbox.send(client, chunk)
@@ -205,8 +208,9 @@ class Exchange:
                 self._take_chunk(client, message)
             case Failed():
                 _, progress = self._current(client, message)
-                if progress.answer is None:
-                    progress.answer = Answer("failed", message.reason)
+                if progress.answer is not None:
+                    raise WireError("duplicate", f"round {message.round} is closed for this device")
+                progress.answer = Answer("failed", message.reason)
             case _:
                 raise WireError("stale", f"{type(message).__name__} outside of a round")
 
@@ -240,14 +244,13 @@ class Exchange:
             raise WireError("duplicate", f"round {report.round} is closed for this device")
         if progress.report == report:
             raise WireError("duplicate", f"round {report.round} was reported before")
-        samples = self._roster[client].hello.samples
         try:
-            check_report(report, progress.assign, samples, work.model)
+            check_report(report, progress.assign, progress.samples, work.model)
+            download = Download(report.update)
         except WireError as error:
             progress.answer = Answer("rejected", str(error))
             raise
-        progress.report = report
-        progress.download = Download(report.update)
+        progress.report, progress.download, progress.heard_s = report, download, None
 
     def _take_chunk(self, client: str, chunk: Chunk) -> None:
         work, progress = self._work, self._progress.get(client)
@@ -262,6 +265,7 @@ class Exchange:
             if download.failed:
                 progress.answer = Answer("rejected", str(error))
             raise
+        progress.heard_s = self._clock()
         if ref is None:
             return
         data = download.take(ref.digest)
@@ -277,9 +281,9 @@ class Exchange:
         progress.download = None
         self._mailbox.send(client, Received(report.session, report.round))
         blobs = {ref.kind: self._spool.get(client, ref.kind) for ref in report.update}
-        samples = self._roster[client].hello.samples
+        size = progress.samples
         try:
-            decode_update(blobs, report, progress.assign, samples, work.model, self._codec)
+            decode_update(blobs, report, progress.assign, size, work.model, self._codec)
         except WireError as error:
             progress.answer = Answer("rejected", str(error))
             raise

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_runtime.mailbox import MAX_CLIENTS
 from edge_runtime.messages import Hello, Reject, Welcome
 from model_export.models import ModelSpec
+
+MAX_SAMPLES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Roster:
     def admit(self, client: str, hello: Hello) -> Welcome | Reject:
         """The answer to a device's hello."""
         reason = self._objection(hello)
+        if client not in self._members and len(self._members) == MAX_CLIENTS:
+            reason = f"the federation is full, it has {MAX_CLIENTS} devices"
         if reason:
             self._members.pop(client, None)
             return Reject(self._session, reason)
@@ -64,6 +69,9 @@ class Roster:
             )
         if not 1 <= hello.labels <= spec.classes:
             return f"its labels go up to {hello.labels - 1}, the model has {spec.classes} classes"
-        if hello.samples < 1 or hello.test_samples < 0:
-            return f"it has {hello.samples} training samples; at least 1 is needed"
+        if not 1 <= hello.samples <= MAX_SAMPLES or hello.test_samples < 0:
+            return (
+                f"it has {hello.samples} training and {hello.test_samples} test samples; "
+                f"1 to {MAX_SAMPLES} and 0 or more are needed"
+            )
         return ""

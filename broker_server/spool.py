@@ -21,9 +21,9 @@ class Spool:
     def put(self, client: str, kind: str, data: bytes) -> None:
         """Keep one blob; `FlexmoeError` if the disk refuses it."""
         try:
-            folder = self._directory / client
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _file(kind)).write_bytes(data)
+            path = self._path(client, kind)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         except OSError as error:
             raise FlexmoeError(
                 f"cannot keep the updates in {self._directory}: {error.strerror}; "
@@ -32,13 +32,13 @@ class Spool:
 
     def get(self, client: str, kind: str) -> bytes:
         """The blob that `put` kept."""
-        return (self._directory / client / _file(kind)).read_bytes()
+        return self._path(client, kind).read_bytes()
 
     def clear(self) -> None:
         """Forget all blobs."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory)
 
-
-def _file(kind: str) -> str:
-    return kind.replace(":", "-")
+    def _path(self, client: str, kind: str) -> Path:
+        # In hex: a client may be called "..", and some disks take "A" and "a" for one name.
+        return self._directory / client.encode().hex() / kind.replace(":", "-")

@@ -9,8 +9,10 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.blob import digest
 from edge_runtime.codec import RawCodec
-from edge_runtime.errors import DataError, WireError
+from edge_runtime.errors import DataError
+from edge_runtime.messages import DIGEST_BYTES
 from edge_runtime.parts import ModelParts, merge, split
 
 _VERSION = 1
@@ -27,6 +29,7 @@ class State:
     load: NDArray[np.int64]
 
     def to_bytes(self) -> bytes:
+        """A checkpoint: the digest of what follows, and a msgpack map."""
         packed: bytes = msgpack.packb(
             {
                 "version": _VERSION,
@@ -37,23 +40,24 @@ class State:
                 "load": self.load.tolist(),
             }
         )
-        return packed
+        return digest(packed) + packed
 
     @classmethod
     def from_bytes(cls, data: bytes) -> State:
-        try:
-            raw = msgpack.unpackb(data)
-            if raw["version"] != _VERSION:
-                raise DataError(
-                    f"the checkpoint has version {raw['version']}, this release reads {_VERSION}; "
-                    "go on with the release that wrote it"
-                )
-            return cls(
-                session=raw["session"],
-                round=raw["round"],
-                model=split(RawCodec().decode(raw["model"])),
-                quality={client: np.array(row) for client, row in raw["quality"].items()},
-                load=np.array(raw["load"], dtype=np.int64),
+        """The state that `to_bytes` wrote; `DataError` if one bit of it is another."""
+        packed = data[DIGEST_BYTES:]
+        if digest(packed) != data[:DIGEST_BYTES]:
+            raise DataError("the checkpoint is damaged; start a new run in another --out")
+        raw = msgpack.unpackb(packed)
+        if raw["version"] != _VERSION:
+            raise DataError(
+                f"the checkpoint has version {raw['version']}, this release reads {_VERSION}; "
+                "go on with the release that wrote it"
             )
-        except (ValueError, KeyError, TypeError, WireError) as error:
-            raise DataError(f"the checkpoint cannot be read ({error!r}); start a new run") from None
+        return cls(
+            session=raw["session"],
+            round=raw["round"],
+            model=split(RawCodec().decode(raw["model"])),
+            quality={client: np.array(row) for client, row in raw["quality"].items()},
+            load=np.array(raw["load"], dtype=np.int64),
+        )

@@ -1,4 +1,4 @@
-"""One device's life: say hello, take work, fetch what is missing, train, report, until told to stop.
+"""One device's life: say hello, take work, fetch what it lacks, train, report, until told to stop.
 
 One thread runs all of it. The link's own thread only fills the inbox, so training never blocks the
 network; between two training steps the agent looks into the inbox and answers what is there.
@@ -38,7 +38,15 @@ from edge_runtime.messages import (
     Stop,
     Welcome,
 )
-from edge_runtime.parts import GATE, ModelParts, Tensors, difference, merge, split
+from edge_runtime.parts import (
+    GATE,
+    ModelParts,
+    Tensors,
+    check_like,
+    difference,
+    merge,
+    split,
+)
 from edge_runtime.shard import Shard
 from edge_runtime.telemetry import Telemetry, memory_available_bytes
 from edge_runtime.trainer import Rates, Trainer
@@ -52,6 +60,10 @@ POLL_S = 0.5
 
 class Stopped(Exception):
     """The server ended the run; the reason is the message."""
+
+
+class Refused(FlexmoeError):
+    """This device cannot take part at all."""
 
 
 class Superseded(Exception):
@@ -74,6 +86,7 @@ class _Session:
 
     name: str = ""
     next_work: Assign | None = None
+    doing: Assign | None = None
     finished: _Finished | None = None
     gate_rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     upload_s: float = 0.0
@@ -101,11 +114,12 @@ class Agent:
         self._session = _Session()
         self._download: Download | None = None
         self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
-        self._greeted = 0  # the connection on which the server last answered
+        self._greeted = 0  # the connection whose hello the server last answered
+        self._hello_on = 0  # the connection on which the last hello was said, and when
         self._hello_at_s = -HELLO_EVERY_S
 
     def live(self) -> str:
-        """Serve until the server says stop. `FlexmoeError` if it rejects this device."""
+        """Serve until the server says stop. `Refused` if this device cannot take part."""
         try:
             while True:
                 self._do(self._next_work())
@@ -129,22 +143,27 @@ class Agent:
         if done is not None and done.assign == work:
             self._mailbox.send(done.report)  # the server asks again for what it lost
             return
-        self._session.finished = None
+        session = self._session
+        session.finished, session.doing = None, work
         try:
-            self._session.finished = self._work(work)
-            self._mailbox.send(self._session.finished.report)
+            session.finished = self._work(work)
+            self._mailbox.send(session.finished.report)
         except Superseded:
             log.info("round %d: given up for newer work", work.round)
-        except (ProgramError, WireError, MemoryError) as error:
+        except Refused:
+            raise
+        except (FlexmoeError, MemoryError) as error:
             log.error("round %d: %s", work.round, error)
             self._mailbox.send(Failed(work.session, work.round, str(error)[:500]))
+        finally:
+            session.doing = None
 
     def _work(self, work: Assign) -> _Finished:
         """Fetch, train, evaluate; the report and the update that it names."""
         began_s = self._clock()
         self._telemetry.begin()
         with self._shelf.hold(ref.digest for ref in _references(work)):
-            self._fetch(_references(work))
+            self._fetch(work)
             fetched_s = self._clock()
             before = self._received_parts(work)
         self._trainer.assign(work.experts, merge(before))
@@ -156,7 +175,7 @@ class Agent:
             work.epochs,
             Rates(work.learning_rate, work.momentum, work.weight_decay),
             work.seed,
-            interrupted=self._newer_work_arrived,
+            interrupted=lambda: self._out_of_date(work),
         )
         if result is None:
             raise Superseded
@@ -187,9 +206,15 @@ class Agent:
         log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
         return _Finished(work, report, {ref.digest: data for ref, data in update}, self._clock())
 
-    def _fetch(self, refs: list[BlobRef]) -> None:
+    def _fetch(self, work: Assign) -> None:
         """Ask for what is not on the shelf, a window of chunks at a time, until all is there."""
-        missing = [ref for ref in refs if ref.digest not in self._shelf]
+        sizes = {ref.digest: ref.size_bytes for ref in _references(work)}
+        if sum(sizes.values()) > self._shelf.capacity_bytes:
+            raise ProgramError(
+                f"the round's blobs have {sum(sizes.values())} bytes, the shelf holds "
+                f"{self._shelf.capacity_bytes}; enlarge it (--shelf-mib) or assign fewer experts"
+            )
+        missing = [ref for ref in _references(work) if ref.digest not in self._shelf]
         download = self._download = Download(missing)
         try:
             while not download.complete:
@@ -199,7 +224,7 @@ class Agent:
                 self._turn(min(POLL_S, download.next_retry_s(self._clock())))
                 if download.failed:
                     raise WireError("bad-digest", f"{download.failed.kind} arrives damaged")
-                if self._session.next_work is not None:
+                if self._superseded(work):
                     raise Superseded
         finally:
             self._download = None
@@ -218,13 +243,11 @@ class Agent:
                 f"the program takes samples {list(layout.shape)} of {layout.classes} classes, the "
                 f"shard has {list(self._shard.shape)} with labels below {self._shard.labels}"
             )
-        rows = self._tensors(work.gate)[GATE]
-        gate_shape = next(weight.shape for weight in layout.weights if weight.name == GATE)
-        if rows.shape != (len(work.experts), gate_shape[1]):
-            raise WireError(
-                "wrong-shape", f"gate rows {rows.shape} for {len(work.experts)} experts"
-            )
-        gate = np.zeros(gate_shape, np.float32)
+        shapes = {weight.name: weight.shape for weight in layout.weights}
+        if len(shapes.get(GATE, ())) != 2 or not set(work.experts) <= set(range(shapes[GATE][0])):
+            raise ProgramError(f"the program's gate has no rows for experts {work.experts}")
+        gate = np.zeros(shapes[GATE], np.float32)
+        rows = check_like(self._tensors(work.gate), {GATE: gate[work.experts]}, "gate")[GATE]
         for expert, row in zip(work.experts, rows, strict=True):
             own = self._session.gate_rows.get(expert) if work.local_gate else None
             gate[expert] = row if own is None else own
@@ -256,12 +279,15 @@ class Agent:
         if message is not None:
             self._take(message)
 
-    def _newer_work_arrived(self) -> bool:
-        """Handle all that is in the inbox now; is the work under way out of date?"""
+    def _out_of_date(self, work: Assign) -> bool:
+        """Handle all that is in the inbox now; is `work`, under way, out of date?"""
         self._greet()
         while (message := self._mailbox.receive(0.0)) is not None:
             self._take(message)
-        return self._session.next_work is not None
+        return self._superseded(work)
+
+    def _superseded(self, work: Assign) -> bool:
+        return self._session.next_work is not None or self._session.name != work.session
 
     def _take(self, message: Message) -> None:
         """Handle a message; one that has no place here is counted and dropped."""
@@ -278,13 +304,16 @@ class Agent:
                 self._hello_at_s = -HELLO_EVERY_S
             case Welcome(session):
                 self._enter(session)
-                self._greeted = self._mailbox.link.connections
+                # The answer to a hello of an earlier connection says nothing about this one.
+                self._greeted = self._hello_on
             case Reject(_, reason):
-                raise FlexmoeError(f"the server rejected this device: {reason}")
+                raise Refused(f"the server rejected this device: {reason}")
             case Stop(session, reason) if session == self._session.name:
                 raise Stopped(reason)
             case Assign(session=session) if session == self._session.name:
-                self._session.next_work = message
+                # The server repeats the work when it hears a hello; it goes on as it is.
+                if message != self._session.doing:
+                    self._session.next_work = message
             case Fetch():
                 finished = self._session.finished
                 if finished is not None:
@@ -310,13 +339,15 @@ class Agent:
         link = self._mailbox.link
         now_s = self._clock()
         if link.contested:
-            raise FlexmoeError(
+            raise Refused(
                 f"another device with the id {self._mailbox.client!r} is connected to this broker; "
                 "give each device its own --id"
             )
-        if self._greeted == link.connections or now_s - self._hello_at_s < HELLO_EVERY_S:
+        connection = link.connections
+        waits = connection == self._hello_on and now_s - self._hello_at_s < HELLO_EVERY_S
+        if connection == self._greeted or waits:
             return
-        self._hello_at_s = now_s
+        self._hello_on, self._hello_at_s = connection, now_s
         self._mailbox.send(
             Hello(
                 session=self._session.name,

@@ -19,24 +19,36 @@ _UNLIMITED_BYTES = 1 << 60
 
 @dataclass(frozen=True)
 class Limits:
-    """None where nothing limits. `cpu_cores` is quota / period."""
+    """None where nothing limits. `cpu_cores` is quota / period.
+
+    `memory_bytes` is the tightest limit and `memory_used_bytes` what its group uses, without the
+    file cache that the kernel drops first (the working set of Docker and Kubernetes).
+    `memory_left_bytes` is the least that any limit leaves: a group shares its ancestors' limits
+    with their other groups.
+    """
 
     memory_bytes: int | None
     memory_used_bytes: int | None
+    memory_left_bytes: int | None
     cpu_cores: float | None
 
 
 def read_limits(mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> Limits:
     """The limits that hold for this process; all None where there are no cgroups."""
     memory: tuple[int, int | None] | None = None
+    left: int | None = None
     cores: float | None = None
     for kind, group in _groups(mount, membership):
         limit, used, quota = _read_v2(group) if kind == "v2" else _read_v1(group, kind)
-        if limit is not None and (memory is None or limit < memory[0]):
-            memory = (limit, used)
+        if limit is not None:
+            rest = max(0, limit - (used or 0))
+            left = rest if left is None else min(left, rest)
+            if memory is None or limit < memory[0]:
+                memory = (limit, used)
         if quota is not None and (cores is None or quota < cores):
             cores = quota
-    return Limits(memory[0] if memory else None, memory[1] if memory else None, cores)
+    limit, used = memory or (None, None)
+    return Limits(limit, used, left, cores)
 
 
 def usable_cores() -> float:
@@ -73,7 +85,8 @@ def _groups(mount: Path, membership: Path) -> Iterator[tuple[str, Path]]:
 def _read_v2(group: Path) -> tuple[int | None, int | None, float | None]:
     quota, _, period = (_text(group / "cpu.max") or "max").partition(" ")
     cores = int(quota) / int(period or 100_000) if quota.isdigit() else None
-    return _number(group / "memory.max"), _number(group / "memory.current"), cores
+    used = _without_cache(group, "memory.current", "inactive_file")
+    return _number(group / "memory.max"), used, cores
 
 
 def _read_v1(group: Path, controller: str) -> tuple[int | None, int | None, float | None]:
@@ -81,10 +94,20 @@ def _read_v1(group: Path, controller: str) -> tuple[int | None, int | None, floa
         limit = _number(group / "memory.limit_in_bytes")
         if limit is not None and limit >= _UNLIMITED_BYTES:
             limit = None
-        return limit, _number(group / "memory.usage_in_bytes"), None
+        return limit, _without_cache(group, "memory.usage_in_bytes", "total_inactive_file"), None
     quota = _number(group / "cpu.cfs_quota_us")
     period = _number(group / "cpu.cfs_period_us")
     return None, None, quota / period if quota and period else None
+
+
+def _without_cache(group: Path, usage: str, cache: str) -> int | None:
+    """The number in the file `usage`, less the line `cache` of the group's `memory.stat`."""
+    used = _number(group / usage)
+    for line in (_text(group / "memory.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if used is not None and name == cache and value.isdigit():
+            return max(0, used - int(value))
+    return used
 
 
 def _text(path: Path) -> str | None:

@@ -134,7 +134,7 @@ def _pack_header(specs: list[_Spec]) -> bytes:
 def _unpack_header(header: bytes) -> list[_Spec]:
     try:
         raw = msgpack.unpackb(header, **_UNPACK_LIMITS)
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise WireError("bad-tensors", f"header: {type(error).__name__}") from None
     if not isinstance(raw, list) or not all(
         isinstance(item, list) and len(item) == 3 and isinstance(item[2], list) for item in raw

@@ -6,6 +6,7 @@ where it is the oracle for other trainers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class ExecuTorchTrainer:
         self._weights: dict[str, NDArray[np.float32]] = {}
         self._inputs: list[Any] = []
         self._experts = torch.zeros(0, dtype=torch.int64)
+        self._sgd: Sgd | None = None  # None until experts and weights are assigned
 
     @property
     def layout(self) -> ProgramLayout:
@@ -54,9 +56,10 @@ class ExecuTorchTrainer:
                 "expected a training and an evaluation program, got "
                 f"{train.layout.role!r} and {test.layout.role!r}"
             )
-        if train.layout.weights != test.layout.weights:
+        if replace(train.layout, role="evaluate") != test.layout:
             raise ProgramError("the training and the evaluation program are of different models")
         self._training, self._evaluation = train, test
+        self._sgd = None
         self._weights = {
             weight.name: np.zeros(weight.shape, np.float32) for weight in train.layout.weights
         }
@@ -75,6 +78,7 @@ class ExecuTorchTrainer:
 
     def train_step(self, batch: Batch, rates: Rates) -> StepResult:
         outputs = self._run(self._loaded(self._training), batch)
+        assert self._sgd is not None  # or _run had raised
         self._sgd.step([gradient.numpy() for gradient in outputs[2:]], rates)
         return _step_result(outputs)
 
@@ -82,6 +86,8 @@ class ExecuTorchTrainer:
         return _step_result(self._run(self._loaded(self._evaluation), batch))
 
     def _run(self, program: _LoadedProgram, batch: Batch) -> list[Any]:
+        if self._sgd is None:
+            raise ProgramError("no weights are assigned; call assign() after load()")
         inputs = [
             *self._inputs,
             torch.from_numpy(batch.x),

@@ -43,8 +43,8 @@ def fit(
 ) -> LocalResult | None:
     """Train `epochs` passes over `x` [n, *shape], `y` [n] in an order that depends on `seed` only.
 
-    Returns None when `interrupted()` turned true between two steps. A loss that is no longer
-    finite raises `ProgramError`: such weights must never leave the device.
+    Returns None when `interrupted()` turned true between two steps. A loss or a weight that is no
+    longer finite raises `ProgramError`: such weights must never leave the device.
     """
     rng = np.random.default_rng(seed)
     k = trainer.layout.k
@@ -57,12 +57,12 @@ def fit(
                 return None
             result = trainer.train_step(batch, rates)
             if not np.isfinite(result.loss):
-                raise ProgramError(
-                    f"training diverged after {steps} steps (loss {result.loss}); lower "
-                    f"train.learning_rate, now {rates.learning_rate}"
-                )
+                raise _diverged(steps, f"loss {result.loss}", rates)
             stats += result.stats
             steps += 1
+    # A step's loss is that of the weights before it: the last step's weights need a look.
+    if not all(np.isfinite(weight).all() for weight in trainer.weights().values()):
+        raise _diverged(steps, "weights that are not finite", rates)
     routed, loss_sum, hits = stats.T
     return LocalResult(
         usage=[int(n) for n in routed],
@@ -70,6 +70,13 @@ def fit(
         hits=[int(n) for n in hits],
         train_loss=float(loss_sum.sum() / len(y)),
         steps=steps,
+    )
+
+
+def _diverged(steps: int, what: str, rates: Rates) -> ProgramError:
+    return ProgramError(
+        f"training diverged after {steps} steps ({what}); lower train.learning_rate, "
+        f"now {rates.learning_rate}"
     )
 
 

@@ -64,11 +64,8 @@ class Telemetry:
 def memory_available_bytes() -> int:
     """What this process may still allocate: the host's free memory, or its cgroup's rest."""
     available = psutil.virtual_memory().available
-    limits = read_limits()
-    if limits.memory_bytes is not None:
-        rest = limits.memory_bytes - (limits.memory_used_bytes or 0)
-        available = min(available, max(0, rest))
-    return int(available)
+    left = read_limits().memory_left_bytes
+    return int(available if left is None else min(available, left))
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 from edge_runtime.errors import ProgramError
@@ -81,7 +80,7 @@ def default_directory() -> Path:
 
 def _key(layout: ProgramLayout) -> str:
     facts = {
-        "layout": asdict(layout),
+        "layout": layout.to_json(),  # with the layout's version: the program carries it
         "versions": [importlib.metadata.version(name) for name in ("torch", "executorch")],
         "code": [
             hashlib.sha256((Path(__file__).parent / name).read_bytes()).hexdigest()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.errors import DataError
+from edge_runtime.errors import ConfigError, DataError, WireError
 from edge_runtime.parts import Tensors, check_like
+from edge_runtime.shard import read_npz
 from model_export.models import ModelSpec, MoE
 from model_export.split import to_model, to_weights
 
@@ -26,16 +27,17 @@ def save_model(directory: Path, spec: ModelSpec, weights: Tensors) -> None:
 
 
 def load_model(directory: Path) -> MoE:
-    """The model that `save_model` wrote, as a torch module."""
+    """The model that `save_model` wrote, as a torch module; `DataError` for anything else."""
     try:
         raw = json.loads((directory / "model.json").read_text())
         spec = ModelSpec(raw["name"], tuple(raw["shape"]), raw["classes"], raw["experts"])
-        with np.load(directory / "weights.npz", allow_pickle=False) as file:
-            weights = {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{directory}: expected model.json and weights.npz of a run ({error})"
-        ) from None
-    model = MoE(spec)
-    to_model(model, check_like(weights, to_weights(model), str(directory)))
+        model = MoE(spec)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
+        raise DataError(f"{directory}: expected the model.json of a run ({error})") from None
+    like = to_weights(model)
+    weights = read_npz(directory / "weights.npz", list(like))
+    try:
+        to_model(model, check_like(weights, like, str(directory)))
+    except WireError as error:
+        raise DataError(str(error)) from None
     return model

@@ -134,11 +134,18 @@ class _Reference:
     build: Callable[[ModelSpec], Parts]
     rank: int
     takes: str
+    fits: Callable[[tuple[int, ...]], bool] = lambda shape: min(shape) >= 1
 
 
 MODELS = {
     "digits": _Reference(_digits, 1, "flat samples [n]"),
-    "har": _Reference(_har, 3, "windows [channels, 1, time]"),
+    "har": _Reference(
+        _har,
+        3,
+        "windows [channels, 1, time >= 8]",
+        # The two strided convolutions leave nothing of a shorter window.
+        lambda shape: shape[0] >= 1 and shape[1] == 1 and shape[2] >= 8,
+    ),
     "cifar": _Reference(_cifar, 3, "images [channels, height, width]"),
     "fashion": _Reference(_cifar, 3, "images [channels, height, width]"),
 }
@@ -148,7 +155,7 @@ def _parts(spec: ModelSpec) -> Parts:
     reference = MODELS.get(spec.name)
     if reference is None:
         raise ConfigError(f"unknown model {spec.name!r}; expected one of {', '.join(MODELS)}")
-    if len(spec.shape) != reference.rank or (spec.name == "har" and spec.shape[1] != 1):
+    if len(spec.shape) != reference.rank or not reference.fits(spec.shape):
         raise ConfigError(
             f"model {spec.name!r} takes {reference.takes}, the data has shape {list(spec.shape)}"
         )

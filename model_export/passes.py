@@ -61,7 +61,8 @@ class ProductsToLinear(PassBase):
                 continue
             if not isinstance(w, Node) or w.target != _PERMUTE or _order(w) != [1, 0]:
                 continue
-            if bias is not None and bias.meta["val"].dim() != 1:
+            # A product broadcasts its bias; `linear` takes one value per output.
+            if bias is not None and bias.meta["val"].shape != w.meta["val"].shape[1:]:
                 continue
             with module.graph.inserting_before(node):
                 arguments = (x, w.args[0]) if bias is None else (x, w.args[0], bias)

@@ -109,7 +109,8 @@ def export_program(
 ) -> Program:
     """Export one program. `optimize=False` leaves out the graph passes (for comparison)."""
     layout = make_layout(spec, k, batch, role)
-    model = MoE(spec, slots=k)
+    with torch.device("meta"):  # the weights are inputs; the model's own have no values
+        model = MoE(spec, slots=k)
     step = _Step(model, [weight.name for weight in layout.weights], role)
     inputs = example_inputs(layout)
     with _quiet():

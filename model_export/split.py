@@ -60,7 +60,7 @@ def merge_from_blobs(
     """The whole model from `split_to_blobs`' pieces; checked against the shapes of `like`."""
     parts = ModelParts(
         dict(codec.decode(backbone)),
-        codec.decode(gate)[GATE],
+        check_like(codec.decode(gate), {GATE: like[GATE]}, "gate")[GATE],
         tuple(dict(codec.decode(expert)) for expert in experts),
     )
     return check_like(merge(parts), like, "model")

@@ -30,7 +30,7 @@ WITH_GRANDCHILD = ["sh", "-c", "sleep 600 & echo $!; wait"]
 
 def alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -76,7 +76,7 @@ def test_stop_all_ends_the_willing_the_stubborn_and_the_dead(
 ) -> None:
     willing, stubborn = start(SLEEP, tmp_path, "willing"), start(STUBBORN, tmp_path, "stubborn")
     dead = start(["true"], tmp_path, "dead")
-    assert eventually(lambda: willing.tail() == stubborn.tail() == "up")
+    assert eventually(lambda: willing.tail() == stubborn.tail() == "up" and dead.poll() == 0)
     stop_all([willing, stubborn, dead], grace_s=0.3)
     codes = [child.poll() for child in (willing, stubborn, dead)]
     assert codes == [-signal.SIGTERM, -signal.SIGKILL, 0]

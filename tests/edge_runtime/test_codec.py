@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -44,6 +44,7 @@ def example() -> Tensors:
     }
 
 
+@settings(deadline=None)
 @given(tensors_strategy, st.randoms())
 def test_round_trip_in_any_order(tensors: Tensors, rng: random.Random) -> None:
     data = CODEC.encode(tensors)

@@ -358,8 +358,9 @@ def test_over_a_real_broker_ledger_and_socket_agree(
             assert device.receive(15) == chunk(blob, bytes(100_000))
         device.send(REPORT)
         assert server.receive(15) == ("ann", REPORT)
+        boxes: list[ServerMailbox | DeviceMailbox] = [server, device]
         for box, link, (sent, received) in zip(
-            (server, device), (server_link, device_link), overhead, strict=True
+            boxes, (server_link, device_link), overhead, strict=True
         ):
 
             def moved() -> tuple[int, int]:

@@ -83,7 +83,7 @@ def test_bytes_agree_with_the_brokers_own_count(broker_kind: str, tmp_path: Path
             """What the broker counted at its next tick beyond all sockets just before it."""
             while observer.receive(0.3) is not None:  # until well after the last tick
                 pass
-            counted = sum(getattr(link, counter) for link in links)
+            counted: int = sum(getattr(link, counter) for link in links)
             return int(payload_of(observer)) - counted
 
         # `open_broker` has greeted the broker once; its bytes are those of this twin.
@@ -309,7 +309,7 @@ def test_garbage_from_a_broker_does_not_end_the_link(eventually: Eventually) -> 
             connection.sendall(garbage)
 
     with peer(talk) as port, closing(MqttLink("127.0.0.1", port, "device")) as link:
-        link._client.reconnect_delay_set(0, 1)  # type: ignore[arg-type]
+        link._client.reconnect_delay_set(0, 1)
         assert eventually(all_sent.is_set)
         topics = set()
         while (packet := link.receive(WAIT_S)) is not None and packet.topic != "ok":

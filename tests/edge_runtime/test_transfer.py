@@ -265,19 +265,30 @@ def test_a_wrong_digest_begins_the_blob_again() -> None:
     bad = [replace(part, data=bytes(len(part.data))) for part in parts_of(good)]
     for attempt in range(MAX_ATTEMPTS):
         assert download.failed is None
-        assert indices(download.wants(0.0))[:3] == [0, 1, 2]
+        asked = keys(download.wants(0.0))
+        assert [index for name, index in asked if name == ref.digest] == [0, 1, 2]
         download.accept(bad[0], 0.0)
         download.accept(bad[1], 0.0)
         if attempt == 1:
-            for part in parts_of(other):  # another blob does not mind
-                download.accept(part, 0.0)
+            download.accept(parts_of(other)[0], 0.0)  # another blob does not mind
         assert reason(download, bad[2]) == "bad-digest"
-        assert download.missing_bytes >= len(good)
+        assert download.missing_bytes == len(good + other) - (attempt >= 1) * SMALL
     assert download.failed == ref
     assert not download.complete
-    assert download.wants(0.0) == []
-    assert download.next_retry_s(0.0) == math.inf
     assert reason(download, parts_of(good)[0]) == "bad-digest"
+
+
+def test_a_failed_download_asks_for_nothing_more() -> None:
+    good = blob(2)
+    part, last = parts_of(good)
+    download = Download([make_ref("gate", good), make_ref("backbone", blob(3, 1))])
+    assert len(indices(download.wants(0.0))) == 5
+    for _ in range(MAX_ATTEMPTS):
+        assert download.next_retry_s(0.0) == 5
+        download.accept(replace(part, data=bytes(SMALL)), 0.0)
+        assert reason(download, last) == "bad-digest"
+    assert download.next_retry_s(0.0) == math.inf
+    assert download.wants(100.0) == []
 
 
 def test_a_second_attempt_can_succeed() -> None:
@@ -330,6 +341,32 @@ def test_the_last_window_lost_is_asked_for_in_growing_steps() -> None:
             download.accept(parts[index], now_s)
     assert list(map(len, steps)) == [1, 2, 5]
     assert now_s == 15.0
+
+
+def test_the_retry_time_follows_the_gaps_between_arrivals() -> None:
+    data = blob(30)
+    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    now_s, waits = 0.0, []
+    for part, gap_s in zip(parts_of(data), (1, 3, 20, 0, 0, 0, 0, 500, 0, 0), strict=False):
+        download.wants(now_s)
+        now_s += gap_s
+        download.accept(part, now_s)
+        waits.append(download.next_retry_s(now_s))
+    assert waits == [5, 6, 40, 20, 10, 5, 5, 120, 60, 30]
+
+
+def test_after_news_a_silence_makes_us_ask_for_one_chunk_again() -> None:
+    data = blob(30)
+    parts = parts_of(data)
+    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    download.wants(0.0)
+    download.wants(5.0)
+    download.accept(parts[7], 5.0)
+    assert indices(download.wants(5.0)) == [8]
+    assert indices(download.wants(10.0)) == [6, 8]  # one was answered: two questions
+    download.accept(parts[0], 10.0)
+    assert indices(download.wants(10.0)) == [9]
+    assert len(indices(download.wants(40.0))) == 1
 
 
 @pytest.mark.parametrize("chunk_s", [2.0, 12.0, 26.0, 55.0, 105.0])

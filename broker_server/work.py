@@ -1,0 +1,31 @@
+"""What a round asks of its devices, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker_server.record import Status
+from edge_runtime.messages import Assign, Report
+from edge_runtime.parts import ModelParts
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round asks of its devices: each one's assignment, and the blobs that they may fetch.
+
+    `model` is what the updates are changes to.
+    """
+
+    assigns: Mapping[str, Assign]
+    blobs: Mapping[bytes, bytes]
+    model: ModelParts
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one device's work; with status ``ok`` its update is in the spool."""
+
+    status: Status
+    detail: str = ""
+    report: Report | None = None

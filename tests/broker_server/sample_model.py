@@ -1,0 +1,100 @@
+"""A small model in parts, and updates of it, for the tests of what the server does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edge_runtime.blob import kind_of_expert, make_ref
+from edge_runtime.codec import RawCodec
+from edge_runtime.messages import Assign, BlobRef, Report
+from edge_runtime.parts import GATE, ModelParts, Tensors
+from model_export.models import ModelSpec
+
+SAMPLES = 10
+SPEC = ModelSpec("digits", (4,), 3, 4)
+CODEC = RawCodec()
+
+
+def random_model(seed: int, experts: int = 4, big: int = 3) -> ModelParts:
+    """A model of `experts`; one tensor of each expert is [big, big]."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return ModelParts(
+        backbone={"0.weight": tensor(6, 4), "0.bias": tensor(6)},
+        gate=tensor(experts, 6),
+        experts=tuple({"0.weight": tensor(big, big), "0.bias": tensor(3)} for _ in range(experts)),
+    )
+
+
+def changes(seed: int, model: ModelParts, experts: Sequence[int]) -> dict[str, Tensors]:
+    """Random changes of the backbone, the gate's rows and the `experts`, by kind."""
+    rng = np.random.default_rng(seed)
+
+    def like(tensors: Tensors) -> Tensors:
+        return {n: rng.normal(size=v.shape).astype(np.float32) for n, v in tensors.items()}
+
+    return {
+        "backbone": like(model.backbone),
+        "gate": like({GATE: model.gate[list(experts)]}),
+        **{kind_of_expert(e): like(model.experts[e]) for e in experts},
+    }
+
+
+def encode(tensors: dict[str, Tensors]) -> dict[str, bytes]:
+    """Each kind's tensors as a blob."""
+    return {kind: CODEC.encode(dict(value)) for kind, value in tensors.items()}
+
+
+def make_assign(
+    experts: Sequence[int] = (1, 3),
+    session: str = "s",
+    number: int = 1,
+    local_gate: bool = False,
+    blobs: dict[str, bytes] | None = None,
+) -> Assign:
+    """Work on `experts`; `blobs` are what it names, by kind, or none that exist."""
+    blobs = blobs or {}
+
+    def ref(kind: str) -> BlobRef:
+        return make_ref(kind, blobs.get(kind, kind.encode()))
+
+    return Assign(
+        session=session,
+        round=number,
+        experts=list(experts),
+        training_program=ref("program"),
+        evaluation_program=ref("program"),
+        backbone=ref("backbone"),
+        gate=ref("gate"),
+        expert_blobs=[ref(kind_of_expert(e)) for e in experts],
+        local_gate=local_gate,
+        epochs=1,
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=0.0,
+        seed=7,
+    )
+
+
+def make_report(assign: Assign, update: dict[str, bytes], samples: int = SAMPLES) -> Report:
+    """A good answer to `assign` with the blobs `update`."""
+    k = len(assign.experts)
+    usage = [samples - (k - 1), *[1] * (k - 1)]
+    return Report(
+        session=assign.session,
+        round=assign.round,
+        experts=list(assign.experts),
+        usage=usage,
+        loss=[0.5] * k,
+        hits=[0] * k,
+        train_loss=0.5,
+        test_hits=1,
+        test_samples=2,
+        telemetry={"train_s": 1.0},
+        update=[make_ref(kind, data) for kind, data in update.items()],
+    )

@@ -1,0 +1,107 @@
+"""Who is in the federation: what a hello must say, and who is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from broker_server import roster as roster_module
+from broker_server.assignment import Problem
+from broker_server.roster import MAX_SAMPLES, Roster
+from edge_runtime.messages import Hello, Reject, Welcome
+from tests.broker_server.sample_model import SPEC
+
+HELLO = Hello("", 10, 2, [4], 3, "executorch", "x86_64", 2.0, 1 << 30, "0.1")
+
+
+def hello(**fields: Any) -> Hello:
+    return dataclasses.replace(HELLO, **fields)
+
+
+@pytest.fixture
+def roster() -> Roster:
+    return Roster(SPEC, "s")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"labels": 1},
+        {"samples": 1},
+        {"samples": MAX_SAMPLES},
+        {"test_samples": 0},
+        {"session": "old"},
+    ],
+)
+def test_devices_that_fit_the_model_are_welcome(roster: Roster, fields: dict[str, Any]) -> None:
+    assert roster.admit("a", hello(**fields)) == Welcome("s")
+    assert roster["a"].hello == hello(**fields) and "a" in roster
+    assert roster.present == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"shape": [8]}, r"shape \[8\], model 'digits' takes \[4\]"),
+        ({"shape": [4, 1]}, "shape"),
+        ({"shape": []}, "shape"),
+        ({"labels": 4}, "labels go up to 3, the model has 3 classes"),
+        ({"labels": 0}, "labels"),
+        ({"labels": -1}, "labels"),
+        ({"samples": 0}, "0 training"),
+        ({"samples": -5}, "-5 training"),
+        ({"samples": MAX_SAMPLES + 1}, "training"),
+        ({"samples": 2**62}, "training"),
+        ({"test_samples": -1}, "-1 test"),
+    ],
+)
+def test_others_are_told_why_not(roster: Roster, fields: dict[str, Any], why: str) -> None:
+    answer = roster.admit("a", hello(**fields))
+    assert isinstance(answer, Reject) and answer.session == "s"
+    assert re.search(why, answer.reason)
+    assert "a" not in roster and roster.present == []
+
+
+def test_every_sample_count_that_is_admitted_can_be_assigned() -> None:
+    """Or one hello would end the server in the round's first step."""
+    Problem([[1.0, 1.0]], [MAX_SAMPLES], [1], [0.0, 0.0], [1.0, 1.0], 0)  # type: ignore[arg-type]
+
+
+def test_a_member_that_no_longer_fits_is_out(roster: Roster) -> None:
+    roster.admit("a", HELLO)
+    roster.admit("a", hello(samples=0))
+    assert "a" not in roster and roster.present == []
+
+
+def test_who_leaves_is_remembered_and_may_return(roster: Roster) -> None:
+    roster.admit("a", HELLO)
+    roster.leave("a")
+    assert roster.present == [] and roster["a"].hello == HELLO and "a" in roster
+    roster.admit("a", hello(samples=11))
+    assert roster.present == ["a"] and roster["a"].hello.samples == 11
+
+
+def test_a_stranger_may_leave(roster: Roster) -> None:
+    roster.leave("nobody")
+    assert "nobody" not in roster
+
+
+def test_names_ascend_whoever_came_first(roster: Roster) -> None:
+    for name in ("c", "a", "d", "b"):
+        roster.admit(name, HELLO)
+    roster.leave("b")
+    assert roster.present == ["a", "c", "d"]
+    assert [roster.place(name) for name in ("a", "b", "c", "d")] == [0, 1, 2, 3]
+
+
+def test_invented_names_do_not_fill_the_memory(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster_module, "MAX_CLIENTS", 2)
+    assert [type(roster.admit(name, HELLO)) for name in "abc"] == [Welcome, Welcome, Reject]
+    assert roster.admit("b", HELLO) == Welcome("s")
+    assert roster.present == ["a", "b"]

@@ -1,0 +1,76 @@
+"""What the rounds carry forward, to bytes and back."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_server.state import State
+from edge_runtime.blob import digest
+from edge_runtime.errors import DataError
+from edge_runtime.parts import merge
+from tests.broker_server.sample_model import random_model
+
+# Twelve experts: by name, experts.10 comes before experts.2.
+STATE = State(
+    session="abc",
+    round=7,
+    model=random_model(0, experts=12),
+    quality={"device-1": np.array([0.1, 1 / 3, 1.0]), "device-0": np.array([1e-300, 0.5, 0.0])},
+    load=np.array([5, 0, 2**60]),
+)
+DATA = STATE.to_bytes()
+
+
+def test_it_comes_back_bit_for_bit() -> None:
+    back = State.from_bytes(DATA)
+    assert (back.session, back.round) == ("abc", 7)
+    assert back.load.dtype == np.int64 and back.load.tolist() == STATE.load.tolist()
+    assert back.quality.keys() == STATE.quality.keys()
+    for client, row in STATE.quality.items():
+        assert back.quality[client].tobytes() == row.tobytes()
+    before, after = merge(STATE.model), merge(back.model)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].dtype == value.dtype and np.array_equal(after[name], value), name
+
+
+def test_the_way_there_and_back_settles() -> None:
+    assert State.from_bytes(DATA).to_bytes() == DATA
+
+
+def test_a_run_that_has_not_begun_comes_back() -> None:
+    fresh = State("s", 0, random_model(1), {}, np.zeros(4, np.int64))
+    back = State.from_bytes(fresh.to_bytes())
+    assert back.round == 0 and back.quality == {} and back.load.dtype == np.int64
+
+
+@settings(max_examples=60)
+@given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
+def test_any_changed_byte_is_noticed(place: int, change: int) -> None:
+    damaged = bytearray(DATA)
+    damaged[place] ^= change
+    with pytest.raises(DataError, match="damaged"):
+        State.from_bytes(bytes(damaged))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, len(DATA) - 1))
+def test_any_missing_end_is_noticed(length: int) -> None:
+    with pytest.raises(DataError, match="damaged"):
+        State.from_bytes(DATA[:length])
+
+
+@given(st.binary(max_size=100))
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(DataError):
+        State.from_bytes(data)
+
+
+def test_another_version_is_named() -> None:
+    packed = msgpack.packb({"version": 2})
+    with pytest.raises(DataError, match="version 2, this release reads 1"):
+        State.from_bytes(digest(packed) + packed)

@@ -6,7 +6,6 @@ import contextlib
 import getpass
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from device_profiles.process import ChildProcess, stop_all
+from edge_runtime.address import parse_address
 from edge_runtime.errors import BrokerError, ConfigError, FleetError
 from edge_runtime.link import INBOX_BYTES, INBOX_PACKETS
 from edge_runtime.messages import MAX_MESSAGE_BYTES
@@ -31,21 +31,6 @@ START_ATTEMPTS = 3
 PACKET_ROOM_BYTES = 1024  # of a packet, beyond its payload: header and topic
 _POLL_S = 0.05
 _SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``host:port`` as its parts, an IPv6 host in brackets; `ConfigError` if it is neither."""
-    host, _, port_text = text.strip().rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if bracketed:
-        host = host[1:-1]
-    port = int(port_text) if re.fullmatch("[0-9]{1,5}", port_text) else 0
-    spaced = any(character.isspace() for character in host)
-    if not host or spaced or not 0 < port < 65536 or (":" in host and not bracketed):
-        raise ConfigError(
-            f"broker address {text!r}: expected host:port, such as 192.168.1.5:1883 or [::1]:1883"
-        )
-    return host, port
 
 
 def free_port() -> int:
@@ -163,13 +148,18 @@ def _find_mosquitto() -> str | None:
 def _start(kind: str, host: str, port: int, directory: Path) -> Broker:
     """Start a broker and wait until it answers."""
     _check_free(host, port)
-    directory.mkdir(parents=True, exist_ok=True)
-    if kind == "mosquitto":
-        config = directory / "mosquitto.conf"
-        config.write_text(_mosquitto_config(host, port))
-        argv = [str(_find_mosquitto()), "-c", str(config)]
-    else:
-        argv = [sys.executable, "-m", "broker_server.embedded_broker", host, str(port)]
+    argv = [sys.executable, "-m", "broker_server.embedded_broker", host, str(port)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if kind == "mosquitto":
+            config = directory / "mosquitto.conf"
+            config.write_text(_mosquitto_config(host, port))
+            argv = [str(_find_mosquitto()), "-c", str(config)]
+    except OSError as error:
+        raise BrokerError(
+            f"{directory}: the broker's files cannot be written there ({error.strerror}); choose "
+            "another directory with --out"
+        ) from None
     try:
         process = ChildProcess.start(argv, kind, directory / f"{kind}.log")
     except FleetError as error:

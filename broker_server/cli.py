@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from edge_runtime.cli import run_device
@@ -22,10 +19,13 @@ app = typer.Typer(
     name="flexmoe",
     help="Federated Mixture-of-Experts training on small devices, over MQTT.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# click's `UsageError`, whatever typer's version: newer ones carry a click of their own inside, and
+# export only subclasses of it.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment.")]
 Out = Annotated[
@@ -44,11 +44,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code; usage errors become `ConfigError`."""
     try:
-        code = app(arguments, prog_name="flexmoe", standalone_mode=False)
-    except click.UsageError as error:
+        code = app(arguments or ["--help"], prog_name="flexmoe", standalone_mode=False)
+    except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "flexmoe"
-        raise ConfigError(f"{error.format_message()} (see {command} --help)") from None
-    except click.exceptions.Abort:
+        message = error.format_message().rstrip(".")
+        raise ConfigError(f"{message} (see {command} --help)") from None
+    except typer.Abort:
         raise KeyboardInterrupt from None
     return code if isinstance(code, int) else 0
 
@@ -63,9 +64,10 @@ def run(
     resume: Resume = False,
 ) -> None:
     """Broker, server and a fleet of device processes on this machine, then a report."""
+    loaded = _load(experiment, seed, rounds, set_)
+
     from broker_server.run import run_experiment
 
-    loaded = _load(experiment, seed, rounds, set_)
     with _console() as console:
         run_experiment(loaded, _directory(loaded.name, out, resume), [console], resume)
 
@@ -84,11 +86,12 @@ def server(
     resume: Resume = False,
 ) -> None:
     """The balancing server alone: its devices are started elsewhere, by `flexmoe device`."""
+    loaded = _load(experiment, seed, rounds, set_)
+
     from broker_server.broker import open_broker
     from broker_server.server import open_store, serve
     from device_profiles import datasets
 
-    loaded = _load(experiment, seed, rounds, set_)
     directory = _directory(loaded.name, out, resume)
     dataset = datasets.load(loaded.data.dataset, loaded.data.path or None)
     address = broker or loaded.broker.address
@@ -123,10 +126,11 @@ def data(
     set_: Set = None,
 ) -> None:
     """Write each device's shard as DIR/NAME.npz, to copy to the devices."""
+    loaded = _load(experiment, seed, None, set_)
+
     from device_profiles import datasets
     from device_profiles.shards import make_shards, write_shards
 
-    loaded = _load(experiment, seed, None, set_)
     dataset = datasets.load(loaded.data.dataset, loaded.data.path or None)
     settings = loaded.data
     shards = make_shards(
@@ -178,6 +182,10 @@ def _load(
 
 def _directory(name: str, out: Path | None, resume: bool) -> Path:
     if out is not None:
+        if resume:
+            from broker_server.store import Store
+
+            Store.open(out).close()  # no broker starts, and nothing is written, for a run not there
         return out
     if resume:
         raise ConfigError("--resume needs --out: the directory of the run to go on with")
@@ -188,10 +196,4 @@ def _directory(name: str, out: Path | None, resume: bool) -> Path:
 def _console() -> Console:
     from broker_server.console import Console
 
-    # `kill` ends a run as Ctrl-C does: nothing may be left behind.
-    signal.signal(signal.SIGTERM, _interrupt)
     return Console()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

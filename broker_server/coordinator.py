@@ -66,9 +66,10 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
 
     # 3. Assign: the most quality under balanced load.
     lower, upper = load.bounds(state.load, samples, capacity, experiment.assignment.delta)
-    quality = quality_of(state, clients, experiment)
+    quality, trials = scores_of(state, clients, experiment)
+    promise = quality + fitness.exploration_bonus(trials, state.round, experiment.fitness.explore)
     seed = derive_seed(experiment.seed, number, "assignment")
-    assignment = federation.policy(Problem(quality, samples, capacity, lower, upper, seed))
+    assignment = federation.policy(Problem(promise, samples, capacity, lower, upper, seed))
 
     # 4. Push, 5. train, 6. collect: devices fetch what they lack, and report.
     experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
@@ -103,13 +104,14 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
             quality = fitness.update_quality(
                 quality, i, report.experts, scores, report.usage, settings.beta
             )
-    trained = np.array([client in reports for client in clients])
+    trained = assignment.X & np.array([[client in reports] for client in clients])
     state = State(
         session=state.session,
         round=number,
         model=model,
         quality={**state.quality, **dict(zip(clients, quality, strict=True))},
-        load=load.update(state.load, assignment.X & trained[:, np.newaxis], samples),
+        trials={**state.trials, **dict(zip(clients, trials + trained, strict=True))},
+        load=load.update(state.load, trained, samples),
     )
     record = _record(state, federation, sizes, assignment, answers, experts, events, began_s)
     return state, record
@@ -185,13 +187,17 @@ def experts_for(client: str, federation: Federation) -> Capacity:
     return experts_that_fit(asked, available, federation.artifacts.memory_bytes)
 
 
-def quality_of(state: State, clients: Sequence[str], experiment: Experiment) -> NDArray[np.float64]:
-    """Q [C, E] of these clients; newcomers start at q0."""
-    quality = fitness.initial_quality(len(clients), experiment.model.experts, experiment.fitness.q0)
+def scores_of(
+    state: State, clients: Sequence[str], experiment: Experiment
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Q and the trials [C, E] of these clients; newcomers start at q0 and 0."""
+    experts = experiment.model.experts
+    quality = fitness.initial_quality(len(clients), experts, experiment.fitness.q0)
+    trials = np.zeros((len(clients), experts), np.int64)
     for i, client in enumerate(clients):
         if client in state.quality:
-            quality[i] = state.quality[client]
-    return quality
+            quality[i], trials[i] = state.quality[client], state.trials[client]
+    return quality, trials
 
 
 def _record(

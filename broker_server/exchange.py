@@ -186,7 +186,7 @@ class Exchange:
             try:
                 self._handle(client, message)
             except WireError as error:
-                log.warning("%s: dropped a message: %s", client, error)
+                log.info("%s: dropped a message: %s", client, error)
                 self._mailbox.drop(client, error.reason)
 
     def _handle(self, client: str, message: Message) -> None:

@@ -156,6 +156,13 @@ class Fitness(Section):
     beta: float = Field(
         default=0.5, ge=0, le=1, description="Weight of the newest s: Q = (1 - beta) Q + beta s."
     )
+    explore: float = Field(
+        default=0.0,
+        ge=0,
+        description="Bonus for pairs that were tried seldom: explore * sqrt(ln(1 + t) / (1 + "
+        "trials)), added to Q for the assignment. 0 is the paper's rule, under which pairs that "
+        "scored badly in the first rounds are never tried again.",
+    )
     q0: float = Field(default=1.0, ge=0, description="Q of a pair that was never trained.")
 
 

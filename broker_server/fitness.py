@@ -51,6 +51,21 @@ def fitness(
     return np.where(used > 0, np.clip(score, 0.0, 1.0), 0.0)
 
 
+def exploration_bonus(trials: NDArray[np.int64], rounds: int, scale: float) -> NDArray[np.float64]:
+    """What to add to the quality [C, E] of pairs that were tried seldom; 0 everywhere for scale 0.
+
+    An upper confidence bound (UCB1; Auer et al. 2002): ``scale * sqrt(ln(1 + t) / (1 + N[c,e]))``.
+    Not part of FLEX-MoE, where a pair that scored badly in the first rounds, when every loss is
+    high, keeps that score and is never tried again: clients lock in on their first finds.
+
+    trials [C, E]: N, in how many rounds the pair trained. rounds: t, how many there were.
+    """
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ConfigError(f"explore: must be 0 or more, not {scale}")
+    bonus: NDArray[np.float64] = scale * np.sqrt(math.log1p(rounds) / (1 + trials))
+    return bonus
+
+
 def update_quality(
     quality: NDArray[np.float64],
     client: int,

@@ -163,6 +163,7 @@ def _first_state(experiment: Experiment, spec: ModelSpec, store: Store) -> State
         round=0,
         model=split(to_weights(model)),
         quality={},
+        trials={},
         load=np.zeros(spec.experts, np.int64),
     )
 

@@ -20,12 +20,16 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class State:
-    """After `round` rounds of `session`: the model, quality by client [E], cumulative load [E]."""
+    """After `round` rounds of `session`.
+
+    `quality` and `trials` (rounds in which the pair trained) are [E] by client, `load` is H [E].
+    """
 
     session: str
     round: int
     model: ModelParts
     quality: Mapping[str, NDArray[np.float64]]
+    trials: Mapping[str, NDArray[np.int64]]
     load: NDArray[np.int64]
 
     def to_bytes(self) -> bytes:
@@ -37,6 +41,7 @@ class State:
                 "round": self.round,
                 "model": RawCodec().encode(dict(merge(self.model))),
                 "quality": {client: row.tolist() for client, row in self.quality.items()},
+                "trials": {client: row.tolist() for client, row in self.trials.items()},
                 "load": self.load.tolist(),
             }
         )
@@ -59,5 +64,6 @@ class State:
             round=raw["round"],
             model=split(RawCodec().decode(raw["model"])),
             quality={client: np.array(row) for client, row in raw["quality"].items()},
+            trials={c: np.array(row, dtype=np.int64) for c, row in raw["trials"].items()},
             load=np.array(raw["load"], dtype=np.int64),
         )

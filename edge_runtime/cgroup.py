@@ -1,7 +1,7 @@
 """What this process's cgroup allows: memory and CPU, from version 2 or 1.
 
-Inside a cgroup the usual tools report the host's memory and cores; what counts is the tightest limit
-on the way from the process's group up to the root.
+Inside a cgroup the usual tools report the host's memory and cores; what counts is the tightest
+limit on the way from the process's group up to the root.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        # `kill` ends all that runs here as Ctrl-C does: nothing may be left behind.
+        signal.signal(signal.SIGTERM, _interrupt)
         if arguments[:1] == ["device"]:
             return run_device(arguments[1:])
         return _run_server_command(arguments)
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_server_command(arguments: list[str]) -> int:
     try:
         server = importlib.import_module("broker_server.cli")
+        code: int = server.main(arguments)
+        return code
     except ModuleNotFoundError as error:
         if arguments in ([], ["--help"], ["-h"]):
             print("flexmoe device: run this machine as a device (flexmoe device --help).")
@@ -45,13 +49,18 @@ def _run_server_command(arguments: list[str]) -> int:
             f"the server's commands need {error.name}, which is not installed; "
             "install them with: pip install 'flexmoe[server]' (`flexmoe device` works without)"
         ) from None
-    code: int = server.main(arguments)
-    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one line for a wrong command line instead of the usage on several."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def device_parser() -> argparse.ArgumentParser:
     """The options of `flexmoe device`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="flexmoe device",
         description="Run this machine as a device: train the experts that the server assigns, on "
         "the data in FILE, until the server says stop.",
@@ -85,7 +94,6 @@ def run_device(arguments: Sequence[str]) -> int:
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
-    signal.signal(signal.SIGTERM, _interrupt)
 
     from edge_runtime.address import parse_address
     from edge_runtime.agent import Agent
@@ -128,5 +136,4 @@ def run_device(arguments: Sequence[str]) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends a device as Ctrl-C does: it says goodbye first."""
     raise KeyboardInterrupt

@@ -112,6 +112,9 @@ class _LoadedProgram:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        # The runtime would print another identifier, and abort where that is no text.
+        if data[4:6] != b"ET" or not data[6:8].isdigit():
+            raise ProgramError("not an ExecuTorch program; export it again")
         try:
             self._program = runtime._load_program_from_buffer(
                 data, program_verification=runtime.Verification.InternalConsistency

@@ -65,10 +65,40 @@ class ProgramLayout:
                     f"the program's layout has version {version}, this runtime reads version "
                     f"{LAYOUT_VERSION}; export the program again with the same flexmoe release"
                 )
-            weights = tuple(TensorLayout(w["name"], tuple(w["shape"])) for w in raw.pop("weights"))
-            layout = cls(**{**raw, "shape": tuple(raw["shape"]), "weights": weights})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            layout = cls(
+                role=_text(raw.pop("role")),
+                model=_text(raw.pop("model")),
+                k=_size(raw.pop("k")),
+                experts=_size(raw.pop("experts")),
+                batch=_size(raw.pop("batch")),
+                classes=_size(raw.pop("classes")),
+                shape=_shape(raw.pop("shape")),
+                weights=tuple(
+                    TensorLayout(_text(w["name"]), _shape(w["shape"])) for w in raw.pop("weights")
+                ),
+            )
+            if raw:
+                raise ValueError(f"unknown keys {sorted(raw)}")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ProgramError(f"the program's layout cannot be read: {error!r}") from None
         if layout.role not in ROLES:
             raise ProgramError(f"the program's role is {layout.role!r}, expected one of {ROLES}")
         return layout
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"expected a whole number above 0, got {value!r}")
+    return value
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list of sizes, got {value!r}")
+    return tuple(_size(size) for size in value)

@@ -57,7 +57,7 @@ def difference(after: Tensors, before: Tensors) -> Tensors:
 
 
 def check_like(tensors: Mapping[str, NDArray[np.generic]], model: Tensors, what: str) -> Tensors:
-    """`tensors` if they have `model`'s names and shapes and are finite float32, else `WireError`."""
+    """`tensors` if they are finite float32 of `model`'s names and shapes, else `WireError`."""
     odd = sorted(tensors.keys() ^ model.keys())
     if odd:
         raise WireError("wrong-names", f"{what}: missing or unknown tensor {odd[0]!r}")

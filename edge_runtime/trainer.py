@@ -101,7 +101,8 @@ def check_assignment(layout: ProgramLayout, experts: list[int], weights: Weights
         got = weights[name]
         if got.shape != shape or got.dtype != np.float32:
             raise ProgramError(
-                f"weight {name!r}: expected float32 {list(shape)}, got {got.dtype} {list(got.shape)}"
+                f"weight {name!r}: expected float32 {list(shape)}, "
+                f"got {got.dtype} {list(got.shape)}"
             )
         if not np.isfinite(got).all():
             raise ProgramError(f"weight {name!r} holds NaN or infinity")

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker_server import broker as broker_module
-from broker_server.broker import Broker, free_port, open_broker, parse_address, serve
+from broker_server.broker import Broker, free_port, open_broker, serve
+from edge_runtime.address import parse_address
 from edge_runtime.errors import BrokerError, ConfigError
 from edge_runtime.messages import MAX_MESSAGE_BYTES
 from edge_runtime.mqtt import MqttLink

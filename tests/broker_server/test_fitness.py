@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.fitness import fitness, initial_quality, update_quality
+from broker_server.fitness import (
+    exploration_bonus,
+    fitness,
+    initial_quality,
+    update_quality,
+)
 from edge_runtime.errors import ConfigError
 
 SCORES = st.floats(0, 1)
@@ -82,3 +87,21 @@ def test_quality_moves_only_where_the_pair_trained(data: st.DataObject, beta: fl
             expected[1, e] = (1 - beta) * before[1, e] + beta * s
     np.testing.assert_allclose(new, expected, rtol=0, atol=1e-12)
     assert (old == before).all()
+
+
+def test_exploration_favours_pairs_that_were_tried_seldom() -> None:
+    trials = np.array([[0, 1, 3], [8, 8, 8]])
+    bonus = exploration_bonus(trials, rounds=20, scale=2.0)
+    for c, e in np.ndindex(trials.shape):
+        assert bonus[c, e] == pytest.approx(2.0 * math.sqrt(math.log(21) / (1 + trials[c, e])))
+
+
+def test_the_papers_rule_has_no_exploration() -> None:
+    assert not exploration_bonus(np.array([[0, 5]]), rounds=9, scale=0.0).any()
+    assert not exploration_bonus(np.zeros((2, 2), np.int64), rounds=0, scale=1.0).any()
+
+
+@pytest.mark.parametrize("scale", [-0.1, math.nan, math.inf])
+def test_a_negative_or_endless_exploration_is_refused(scale: float) -> None:
+    with pytest.raises(ConfigError, match="explore"):
+        exploration_bonus(np.zeros((1, 2), np.int64), rounds=1, scale=scale)

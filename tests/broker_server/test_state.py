@@ -20,6 +20,7 @@ STATE = State(
     round=7,
     model=random_model(0, experts=12),
     quality={"device-1": np.array([0.1, 1 / 3, 1.0]), "device-0": np.array([1e-300, 0.5, 0.0])},
+    trials={"device-1": np.array([3, 0, 2**40]), "device-0": np.array([0, 1, 0])},
     load=np.array([5, 0, 2**60]),
 )
 DATA = STATE.to_bytes()
@@ -32,6 +33,10 @@ def test_it_comes_back_bit_for_bit() -> None:
     assert back.quality.keys() == STATE.quality.keys()
     for client, row in STATE.quality.items():
         assert back.quality[client].tobytes() == row.tobytes()
+    assert {client: row.tolist() for client, row in back.trials.items()} == {
+        "device-1": [3, 0, 2**40],
+        "device-0": [0, 1, 0],
+    }
     before, after = merge(STATE.model), merge(back.model)
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -43,7 +48,7 @@ def test_the_way_there_and_back_settles() -> None:
 
 
 def test_a_run_that_has_not_begun_comes_back() -> None:
-    fresh = State("s", 0, random_model(1), {}, np.zeros(4, np.int64))
+    fresh = State("s", 0, random_model(1), {}, {}, np.zeros(4, np.int64))
     back = State.from_bytes(fresh.to_bytes())
     assert back.round == 0 and back.quality == {} and back.load.dtype == np.int64
 

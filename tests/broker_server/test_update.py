@@ -194,7 +194,8 @@ BAD_UPDATES: list[tuple[str, dict[str, bytes]]] = [
     ("wrong-names", swapped("expert:3", **{"0__weight": None})),
     ("wrong-names", swapped("expert:3", more=np.zeros(1, np.float32))),
     ("wrong-names", {**BLOBS, "gate": CODEC.encode({"gate": CHANGES["gate"][GATE]})}),
-    ("wrong-names", {**BLOBS, "expert:1": BLOBS["backbone"]} | {"expert:3": BLOBS["gate"]}),
+    ("wrong-shape", {**BLOBS, "expert:1": BLOBS["backbone"]}),
+    ("wrong-names", {**BLOBS, "expert:3": BLOBS["gate"]}),
     *[
         ("not-finite", swapped(kind, **{name: filled(shape, value)}))
         for value in (np.nan, np.inf, -np.inf)

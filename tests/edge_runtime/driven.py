@@ -40,6 +40,6 @@ class DrivenLink(MemoryLink):
         if packet is None:
             self._world.step()
             packet = super().receive(0)
-            if packet is None and timeout_s > 0:
-                self._world.now_s += timeout_s
+            if packet is None:
+                self._world.now_s += max(timeout_s, 0.001)  # even a glance takes time
         return packet

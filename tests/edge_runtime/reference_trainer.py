@@ -47,7 +47,7 @@ class ReferenceTrainer:
 
     def __init__(self) -> None:
         self.loads = 0
-        self.assigned: list[list[int]] = []
+        self.given: list[dict[str, NDArray[np.float32]]] = []  # the weights of each assignment
         self.steps = 0
 
     @property
@@ -64,7 +64,7 @@ class ReferenceTrainer:
         self._experts = list(experts)
         self._weights = {w.name: weights[w.name].copy() for w in self._layout.weights}
         self._sgd = Sgd(list(self._weights.values()))
-        self.assigned.append(list(experts))
+        self.given.append({name: value.copy() for name, value in self._weights.items()})
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         return dict(self._weights)

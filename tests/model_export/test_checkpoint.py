@@ -52,7 +52,7 @@ def test_the_weights_are_plain_numpy(saved: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot write the model to .*file"):
+    with pytest.raises(DataError, match="cannot write the model to "):
         save_model(tmp_path / "file" / "model", SPECS["digits"], {})
 
 

@@ -131,7 +131,9 @@ def test_weights_depend_on_the_seed_only() -> None:
 )
 def test_data_of_a_wrong_shape_is_a_config_error(name: str, shape: tuple[int, ...]) -> None:
     spec = replace(ALL_SPECS[name], shape=shape)
-    with pytest.raises(ConfigError, match=f"model '{name}' takes .*, the data has shape ") as caught:
+    with pytest.raises(
+        ConfigError, match=f"model '{name}' takes .*, the data has shape "
+    ) as caught:
         make_model(spec, seed=0)
     assert str(list(shape)) in str(caught.value)
 

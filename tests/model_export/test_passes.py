@@ -151,9 +151,11 @@ def test_all_passes_find_what_hides_behind_other_nodes() -> None:
 
 @pytest.mark.parametrize("one", passes(), ids=lambda one: type(one).__name__)
 def test_a_pass_says_whether_it_changed_the_graph(one: PassBase) -> None:
-    graph = to_edge_program(
-        lambda x, w: torch.mm(x, torch.ops.aten.alias(w.t()).t().t()), X, W
-    ).exported_program().graph_module
+    graph = (
+        to_edge_program(lambda x, w: torch.mm(x, torch.ops.aten.alias(w.t()).t().t()), X, W)
+        .exported_program()
+        .graph_module
+    )
     changed = []
     for _ in range(4):
         result = one(graph)

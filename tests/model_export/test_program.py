@@ -192,7 +192,7 @@ def test_memory_of_training(name: str, exported: Exported) -> None:
 
 
 def test_exports_repeat_to_the_byte(exported: Exported) -> None:
-    """In another process with another hash seed, where nothing else is printed: a program's digest names it on every device."""
+    """In another process with another hash seed, too: a digest names it on every device."""
     script = (
         "import hashlib; from model_export.program import export_program;"
         "from tests.model_export.eager import BATCH, SPECS, K;"
@@ -219,8 +219,12 @@ def test_export_leaves_torchs_random_numbers_alone_() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("k", "batch", "role"), [(0, 8, "train"), (9, 8, "train"), (2, 0, "train"), (2, 8, "predict")])
+@pytest.mark.parametrize(
+    ("k", "batch", "role"), [(0, 8, "train"), (9, 8, "train"), (2, 0, "train"), (2, 8, "predict")]
+)
 def test_what_cannot_be_exported_is_one_clear_line(k: int, batch: int, role: str) -> None:
-    with pytest.raises(ProgramError, match=rf"role '{role}', k={k} of 8 .* batch {batch}: ") as caught:
+    with pytest.raises(
+        ProgramError, match=rf"role '{role}', k={k} of 8 .* batch {batch}: "
+    ) as caught:
         make_layout(SPECS["digits"], k, batch, role)
     assert "\n" not in str(caught.value)

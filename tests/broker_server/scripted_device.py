@@ -1,0 +1,121 @@
+"""Devices for the tests of the server's end of the conversation: honest by default, no threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+from edge_runtime.errors import WireError
+from edge_runtime.ledger import Ledger
+from edge_runtime.link import MemoryLink
+from edge_runtime.mailbox import DeviceMailbox, up_topic
+from edge_runtime.messages import (
+    Assign,
+    Chunk,
+    Fetch,
+    Gone,
+    Hello,
+    Message,
+    Report,
+    Rollcall,
+    pack,
+)
+from edge_runtime.parts import ModelParts
+from edge_runtime.transfer import serve
+from tests.broker_server.sample_model import SAMPLES, changes, encode, make_report
+from tests.edge_runtime.driven import World
+
+FEDERATION = "fed"
+HELLO = Hello("", SAMPLES, 2, [4], 3, "executorch", "x86_64", 2.0, 1 << 30, "0.1")
+
+
+class Device:
+    """Does at once what a device does: says hello, answers work after `delay_s`, serves chunks."""
+
+    def __init__(
+        self, world: World, name: str, model: ModelParts, seed: int = 0, delay_s: float = 0.0
+    ) -> None:
+        self.world, self.name, self.model, self.seed = world, name, model, seed
+        self.delay_s = delay_s
+        self.hello = HELLO
+        will = (up_topic(FEDERATION, name), pack(Gone("connection lost")))
+        self.link = MemoryLink(world.broker, name, will)
+        self.mailbox = DeviceMailbox(self.link, FEDERATION, name, Ledger())
+        self.received: list[Message] = []
+        self.served: Counter[tuple[bytes, int]] = Counter()
+        self.report: Report | None = None
+        self.blobs: Mapping[bytes, bytes] = {}
+        self.update: dict[str, bytes] = {}
+        self.back_s: float | None = None
+        self._due_s: float | None = None
+        self._greeted = 0
+        world.actors.append(self.step)
+
+    def step(self) -> None:
+        """What it does while the server waits."""
+        if self.back_s is not None and self.world.now_s >= self.back_s:
+            self.back_s = None
+            self.link.restore()
+        if not self.link.connected:
+            return
+        if self._greeted != self.link.connections:
+            self._greeted = self.link.connections
+            self.mailbox.send(self.hello)
+        while self.link.connected and (message := self.mailbox.receive(0)) is not None:
+            self.received.append(message)
+            self.on(message)
+        if self._due_s is not None and self.world.now_s >= self._due_s:
+            self._due_s = None
+            assert self.report is not None
+            self.mailbox.send(self.report)
+
+    def on(self, message: Message) -> None:
+        """What it does about a message."""
+        match message:
+            case Rollcall():
+                self.mailbox.send(self.hello)
+            case Assign():
+                self.work(message)
+            case Fetch():
+                self.serve(message)
+
+    def work(self, assign: Assign) -> None:
+        """Answer: at once, later, or again what was answered before."""
+        again = self.report is not None and self.report.round == assign.round
+        if not again:
+            self.prepare(assign)
+            self._due_s = self.world.now_s + self.delay_s
+        elif self._due_s is None:
+            self._due_s = self.world.now_s
+
+    def prepare(self, assign: Assign) -> None:
+        """Make the update and the report."""
+        update = encode(changes(self.seed, self.model, assign.experts))
+        if assign.local_gate:
+            del update["gate"]
+        self.answer_with(assign, update)
+
+    def answer_with(self, assign: Assign, update: dict[str, bytes]) -> None:
+        self.update = update
+        self.report = make_report(assign, update, self.hello.samples)
+        refs = zip(self.report.update, update.values(), strict=True)
+        self.blobs = {ref.digest: data for ref, data in refs}
+
+    def change_report(self, **fields: object) -> None:
+        assert self.report is not None
+        self.report = dataclasses.replace(self.report, **fields)  # type: ignore[arg-type]
+
+    def serve(self, fetch: Fetch) -> None:
+        try:
+            for chunk in serve(fetch, self.blobs.get):
+                self.send_chunk(chunk)
+        except WireError:
+            pass  # asked for what it does not hold (any more)
+
+    def send_chunk(self, chunk: Chunk) -> None:
+        self.served[chunk.digest, chunk.index] += 1
+        self.mailbox.send(chunk)
+
+    def got(self, kind: type) -> list[Message]:
+        return [message for message in self.received if isinstance(message, kind)]

@@ -1,0 +1,850 @@
+"""A round's conversation with scripted devices, honest and other. No threads, no real time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker_server.exchange import MAX_DOWNLOADS, STALL_S, Exchange
+from broker_server.roster import Roster
+from broker_server.spool import Spool
+from broker_server.work import Answer, Work
+from edge_runtime.blob import digest
+from edge_runtime.ledger import Ledger
+from edge_runtime.link import Packet
+from edge_runtime.mailbox import ServerMailbox, up_topic
+from edge_runtime.messages import (
+    CHUNK_BYTES,
+    MAX_BLOB_BYTES,
+    MAX_MESSAGE_BYTES,
+    Assign,
+    BlobRef,
+    Chunk,
+    Failed,
+    Fetch,
+    Gone,
+    Message,
+    Received,
+    Reject,
+    Rollcall,
+    Stop,
+    Want,
+    Welcome,
+    pack,
+)
+from edge_runtime.transfer import Download
+from tests.broker_server.sample_model import (
+    CODEC,
+    SPEC,
+    changes,
+    encode,
+    make_assign,
+    make_report,
+    random_model,
+)
+from tests.broker_server.scripted_device import FEDERATION, HELLO, Device
+from tests.edge_runtime.driven import DrivenLink, World
+
+DEADLINE_S = 60.0
+REJOIN_S = 5.0
+MODEL = random_model(0)
+BIG_MODEL = random_model(0, big=300)  # an expert travels in two chunks
+
+
+class Server:
+    """An `Exchange` and the world around it."""
+
+    def __init__(self, folder: Path, model: object = MODEL) -> None:
+        self.world = World()
+        self.model = model
+        self.link = DrivenLink(self.world, "server")
+        self.mailbox = ServerMailbox(self.link, FEDERATION, Ledger())
+        self.roster = Roster(SPEC, "s")
+        self.spool = Spool(folder / "spool")
+        self.exchange = Exchange(
+            self.mailbox, self.roster, "s", self.spool, CODEC, clock=self.world.clock
+        )
+
+    def device(self, name: str, seed: int = 0, delay_s: float = 0.0) -> Device:
+        return Device(self.world, name, self.model, seed, delay_s)  # type: ignore[arg-type]
+
+    def gather(self, expected: int) -> None:
+        self.exchange.gather(expected, 10.0)
+        assert len(self.roster.present) == expected
+
+    def run(self, devices: Sequence[Device], number: int = 1) -> dict[str, Answer]:
+        blobs = encode(changes(99, self.model, range(4)))  # type: ignore[arg-type]
+        assigns = {
+            device.name: make_assign([i % 3, 3], number=number, blobs=blobs)
+            for i, device in enumerate(devices)
+        }
+        served = {digest(data): data for data in blobs.values()}
+        work = Work(assigns, served, self.model)  # type: ignore[arg-type]
+        return self.exchange.run(work, DEADLINE_S, REJOIN_S)
+
+    def assert_ok(self, answers: dict[str, Answer], *devices: Device) -> None:
+        """These devices' answers are what they sent, to the byte."""
+        for device in devices:
+            assert answers[device.name] == Answer("ok", report=device.report), device.name
+            for kind, data in device.update.items():
+                assert self.spool.get(device.name, kind) == data
+            device.step()  # hear the last word
+            assert device.got(Received) == [Received("s", device.report.round)]  # type: ignore[union-attr]
+
+    @property
+    def drops(self) -> dict[tuple[str, str], int]:
+        return dict(self.mailbox.drops)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+def three(server: Server) -> list[Device]:
+    devices = [server.device(name, seed) for seed, name in enumerate("abc")]
+    server.gather(3)
+    return devices
+
+
+def forget(devices: Sequence[Device]) -> None:
+    """Let them hear the last word of a round, and forget it."""
+    for device in devices:
+        device.step()
+        device.received.clear()
+
+
+# --- good rounds -------------------------------------------------------------------------------
+
+
+def test_all_answer(server: Server) -> None:
+    devices = three(server)
+    began_s = server.world.now_s
+    answers = server.run(devices)
+    server.assert_ok(answers, *devices)
+    assert list(answers) == ["a", "b", "c"]
+    assert server.world.now_s - began_s < 2
+    assert server.drops == {}
+
+
+def test_rounds_follow_each_other(server: Server) -> None:
+    devices = three(server)
+    server.run(devices)
+    forget(devices)
+    for device in devices:
+        device.seed += 10
+    server.assert_ok(server.run(devices, number=2), *devices)
+    assert server.drops == {}
+
+
+def test_work_reaches_only_those_it_names(server: Server) -> None:
+    devices = three(server)
+    answers = server.run(devices[:2])
+    server.assert_ok(answers, *devices[:2])
+    assert devices[2].got(Assign) == []
+
+
+def test_a_newcomer_is_welcome_and_waits(server: Server) -> None:
+    slow, *rest = three(server)
+    slow.delay_s = 3.0
+    newcomer: list[Device] = []
+
+    def join() -> None:
+        if slow.got(Assign) and not newcomer:
+            newcomer.append(server.device("newcomer"))
+
+    server.world.actors.append(join)
+    server.assert_ok(server.run([slow, *rest]), slow, *rest)
+    assert newcomer[0].got(Welcome) and not newcomer[0].got(Assign)
+    assert server.roster.present == ["a", "b", "c", "newcomer"]
+
+
+def test_devices_get_the_blobs_that_they_ask_for(tmp_path: Path) -> None:
+    server = Server(tmp_path, BIG_MODEL)
+
+    class Fetcher(Device):
+        download: Download | None = None
+
+        def work(self, assign: Assign) -> None:
+            if self.download is not None:
+                return  # the same again: it said hello twice
+            self.assign = assign
+            self.download = Download([assign.backbone, assign.gate, *assign.expert_blobs])
+            self.ask()
+
+        def ask(self) -> None:
+            assert self.download is not None
+            if wants := self.download.wants(self.world.now_s):
+                self.mailbox.send(Fetch(wants))
+
+        def on(self, message: Message) -> None:
+            if not isinstance(message, Chunk):
+                return super().on(message)
+            assert self.download is not None
+            self.download.accept(message, self.world.now_s)
+            self.ask()
+            if self.download.complete:
+                super().work(self.assign)
+
+    fetchers: list[Device] = [Fetcher(server.world, name, BIG_MODEL) for name in "ab"]
+    server.gather(2)
+    server.assert_ok(server.run(fetchers), *fetchers)
+    assert server.drops == {}
+
+
+def test_parts_with_the_same_bytes_travel_once(server: Server) -> None:
+    class Unchanged(Device):
+        def prepare(self, assign: Assign) -> None:
+            zero = changes(0, self.model, assign.experts)
+            for tensors in zero.values():
+                for value in tensors.values():
+                    value[...] = 0
+            self.answer_with(assign, encode(zero))
+
+    device = Unchanged(server.world, "a", MODEL)
+    server.gather(1)
+    server.assert_ok(server.run([device]), device)
+    assert device.update["expert:0"] == device.update["expert:3"]
+    assert sum(device.served.values()) == 3
+
+
+def test_a_local_gate_is_not_collected(server: Server) -> None:
+    device = server.device("a")
+    server.gather(1)
+    assign = make_assign([0, 3], local_gate=True)
+    answers = server.exchange.run(Work({"a": assign}, {}, MODEL), DEADLINE_S, REJOIN_S)
+    server.assert_ok(answers, device)
+    assert "gate" not in device.update
+
+
+# --- late, gone, back, failed ------------------------------------------------------------------
+
+
+def test_one_is_late(server: Server) -> None:
+    late, *rest = three(server)
+    late.delay_s = DEADLINE_S + 5
+    began_s = server.world.now_s
+    answers = server.run([late, *rest])
+    assert server.world.now_s - began_s == pytest.approx(DEADLINE_S, abs=1)
+    assert answers["a"] == Answer("late", "no answer by the deadline")
+    server.assert_ok(answers, *rest)
+    assert server.roster.present == ["a", "b", "c"]
+
+    # Its answer comes in the next round: too late for the old one, and no part of the new one.
+    server.run(rest, number=2)
+    while not server.mailbox.drops:
+        server.exchange.gather(4, 1.0)
+    assert server.drops == {("a", "stale"): 1}
+
+
+def test_a_device_that_dies_between_report_and_chunks_is_late(server: Server) -> None:
+    silent, *rest = three(server)
+    silent.serve = lambda fetch: None  # type: ignore[method-assign]
+    answers = server.run([silent, *rest])
+    assert answers["a"] == Answer("late", "its update was not complete by the deadline")
+    server.assert_ok(answers, *rest)
+
+
+def test_one_is_gone(server: Server) -> None:
+    lost, *rest = three(server)
+    lost.work = lambda assign: lost.link.kill()  # type: ignore[method-assign]
+    began_s = server.world.now_s
+    answers = server.run([lost, *rest])
+    assert answers["a"] == Answer("gone", "disconnected and did not return in time")
+    assert server.world.now_s - began_s == pytest.approx(REJOIN_S, abs=1)
+    server.assert_ok(answers, *rest)
+    assert server.roster.present == ["b", "c"]
+
+
+def test_one_leaves_in_good_order(server: Server) -> None:
+    lost, *rest = three(server)
+    lost.work = lambda assign: lost.mailbox.send(Gone("interrupted"))  # type: ignore[method-assign]
+    lost.on = lambda message: lost.work(message) if isinstance(message, Assign) else None  # type: ignore[method-assign, assignment]
+    answers = server.run([lost, *rest])
+    assert answers["a"].status == "gone"
+    server.assert_ok(answers, *rest)
+
+
+def test_gone_and_back_the_transfer_goes_on(tmp_path: Path) -> None:
+    server = Server(tmp_path, BIG_MODEL)
+    devices = [server.device(name, seed) for seed, name in enumerate("ab")]
+    server.gather(2)
+    shaky = devices[0]
+    plain_send = shaky.send_chunk
+
+    def send_three(chunk: Chunk) -> None:
+        if shaky.link.connected:
+            plain_send(chunk)
+        if sum(shaky.served.values()) == 3 and shaky.link.connections == 1:
+            shaky.link.kill()
+            shaky.back_s = server.world.now_s + REJOIN_S - 1
+
+    shaky.send_chunk = send_three  # type: ignore[method-assign]
+    server.assert_ok(server.run(devices), *devices)
+    assert len(shaky.got(Assign)) == 2
+    chunks = {
+        (ref.digest, i)
+        for ref in shaky.report.update
+        for i in range(ref.chunks)  # type: ignore[union-attr]
+    }
+    assert len(chunks) == 6  # backbone, gate, and two experts of two
+    assert shaky.served == Counter(dict.fromkeys(chunks, 1))  # nothing travelled twice
+    assert server.drops == {("a", "duplicate"): 1}  # it repeated its report
+
+
+def test_one_may_return_late_while_others_are_at_work(server: Server) -> None:
+    lost, slow, third = three(server)
+    slow.delay_s = 4 * REJOIN_S
+
+    def work(assign: Assign) -> None:
+        lost.work = Device.work.__get__(lost)  # type: ignore[method-assign]
+        lost.link.kill()
+        lost.back_s = server.world.now_s + 2 * REJOIN_S
+
+    lost.work = work  # type: ignore[method-assign]
+    server.assert_ok(server.run([lost, slow, third]), lost, slow, third)
+
+
+def test_a_device_that_starts_anew_answers_with_its_new_report(server: Server) -> None:
+    first, *rest = three(server)
+    reborn: list[Device] = []
+
+    def die(fetch: Fetch) -> None:
+        server.world.actors.remove(first.step)
+        first.link.kill()
+        reborn.append(Device(server.world, "a", MODEL, seed=5))
+
+    first.serve = die  # type: ignore[method-assign]
+    answers = server.run([first, *rest])
+    server.assert_ok(answers, *reborn, *rest)
+    assert answers["a"].report != first.report
+
+
+def test_a_late_last_will_does_not_end_a_device(server: Server) -> None:
+    """A broker may notice a dead connection long after the device has a new one."""
+    slow, *rest = three(server)
+    slow.delay_s = 4 * REJOIN_S
+    stranger = server.device("stranger")
+    server.gather(4)
+    stranger.link.publish(up_topic(FEDERATION, "a"), pack(Gone("connection lost")))
+    server.assert_ok(server.run([slow, *rest]), slow, *rest)
+    assert server.roster.present == ["a", "b", "c", "stranger"]
+
+
+def test_what_was_missed_while_the_server_was_away_is_said_again(server: Server) -> None:
+    slow, *rest = three(server)
+    slow.delay_s = 3.0
+    began_s = server.world.now_s
+
+    def lose_connection() -> None:
+        if server.link.connections == 1 and server.world.now_s - began_s > 2:
+            server.link.kill()
+        if not server.link.connected and server.world.now_s - began_s > 4:
+            server.link.restore()
+
+    server.world.actors.insert(0, lose_connection)
+    server.assert_ok(server.run([slow, *rest]), slow, *rest)
+    assert server.world.now_s - began_s < REJOIN_S + 5
+    assert server.link.connections == 2
+
+
+def test_who_died_while_the_server_was_away_is_noticed(server: Server) -> None:
+    dead, *rest = three(server)
+    dead.delay_s = 2.0
+    began_s = server.world.now_s
+
+    def lose_connection() -> None:
+        if server.link.connections == 1 and server.world.now_s - began_s > 1:
+            server.link.kill()
+            dead.link.kill()  # nobody hears its last will
+            server.link.restore()
+
+    server.world.actors.insert(0, lose_connection)
+    answers = server.run([dead, *rest])
+    assert answers["a"].status == "gone"
+    assert server.world.now_s - began_s < REJOIN_S + 5
+    server.assert_ok(answers, *rest)
+    assert server.roster.present == ["b", "c"]
+
+
+def test_one_fails(server: Server) -> None:
+    bad, *rest = three(server)
+    bad.work = lambda assign: bad.mailbox.send(Failed("s", 1, "out of memory"))  # type: ignore[method-assign]
+    began_s = server.world.now_s
+    answers = server.run([bad, *rest])
+    assert answers["a"] == Answer("failed", "out of memory")
+    assert server.world.now_s - began_s < 2
+    server.assert_ok(answers, *rest)
+
+
+# --- answers that are refused ------------------------------------------------------------------
+
+
+def spoil(device: Device, value: float) -> None:
+    plain_prepare = device.prepare
+
+    def prepare(assign: Assign) -> None:
+        plain_prepare(assign)
+        tensors = changes(device.seed, device.model, assign.experts)
+        tensors["expert:3"]["0.bias"][1] = value
+        device.answer_with(assign, {**device.update, "expert:3": encode(tensors)["expert:3"]})
+
+    device.prepare = prepare  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_rejected(server: Server, value: float) -> None:
+    bad, *rest = three(server)
+    spoil(bad, value)
+    answers = server.run([bad, *rest])
+    assert answers["a"].status == "rejected" and answers["a"].report is None
+    assert "expert:3: '0.bias' holds NaN or infinity" in answers["a"].detail
+    server.assert_ok(answers, *rest)
+    assert server.drops == {("a", "not-finite"): 1}
+    bad.step()
+    assert bad.got(Received)  # it need not keep what nobody wants
+
+
+def gigabytes(device: Device) -> None:
+    assert device.report is not None
+    backbone, *others = device.report.update
+    huge = dataclasses.replace(backbone, size_bytes=MAX_BLOB_BYTES)
+    device.change_report(update=[huge, *others])
+
+
+def one_digest_two_sizes(device: Device) -> None:
+    assert device.report is not None
+    backbone, _, *others = device.report.update
+    twin = BlobRef("gate", backbone.digest, backbone.size_bytes + 1)
+    device.change_report(update=[backbone, twin, *others])
+
+
+def wrong_sum(device: Device) -> None:
+    device.change_report(usage=[3, 3])
+
+
+def other_experts(device: Device) -> None:
+    device.change_report(experts=[1, 2])
+
+
+def damaged_forever(device: Device) -> None:
+    device.blobs = {name: data[:-1] + b"!" for name, data in device.blobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("spoil_report", "drops"),
+    [
+        (gigabytes, {"oversized": 1}),
+        (one_digest_two_sizes, {"bad-size": 1}),
+        (wrong_sum, {"wrong-count": 1}),
+        (other_experts, {"wrong-experts": 1}),
+        (damaged_forever, {"bad-digest": 12}),
+    ],
+)
+def test_useless_answers_are_rejected(
+    server: Server, spoil_report: Callable[[Device], None], drops: dict[str, int]
+) -> None:
+    bad, *rest = three(server)
+    plain_prepare = bad.prepare
+
+    def prepare(assign: Assign) -> None:
+        plain_prepare(assign)
+        spoil_report(bad)
+
+    bad.prepare = prepare  # type: ignore[method-assign]
+    began_s = server.world.now_s
+    answers = server.run([bad, *rest])
+    assert answers["a"].status == "rejected", answers["a"]
+    assert next(iter(drops)) in answers["a"].detail
+    assert server.world.now_s - began_s < DEADLINE_S / 2
+    server.assert_ok(answers, *rest)
+    assert set(server.drops) == {("a", reason) for reason in drops}
+    assert all(server.drops["a", reason] <= count for reason, count in drops.items())
+
+
+def test_one_that_comes_back_with_data_that_do_not_fit_is_rejected(server: Server) -> None:
+    bad, *rest = three(server)
+
+    def change_shape(assign: Assign) -> None:
+        bad.hello = dataclasses.replace(HELLO, shape=[5])
+        bad.mailbox.send(bad.hello)
+
+    bad.work = change_shape  # type: ignore[method-assign]
+    answers = server.run([bad, *rest])
+    assert answers["a"].status == "rejected" and "shape [5]" in answers["a"].detail
+    assert bad.got(Reject)
+    server.assert_ok(answers, *rest)
+    assert server.roster.present == ["b", "c"]
+
+
+def test_an_answer_stands_though_its_device_is_refused_afterwards(server: Server) -> None:
+    quick, slow = server.device("a"), server.device("b", seed=1, delay_s=5.0)
+    server.gather(2)
+
+    def change_shape() -> None:
+        if quick.got(Received) and quick.hello is HELLO:
+            quick.hello = dataclasses.replace(HELLO, shape=[5])
+            quick.mailbox.send(quick.hello)
+
+    server.world.actors.append(change_shape)
+    server.assert_ok(server.run([quick, slow]), quick, slow)
+    assert "a" not in server.roster
+
+
+def test_a_report_is_measured_by_the_samples_that_the_work_was_given_for(server: Server) -> None:
+    """Or a device could raise its weight in the mean after the assignment."""
+    bad, *rest = three(server)
+    plain_work = bad.work
+
+    def grow(assign: Assign) -> None:
+        if bad.hello is HELLO:
+            bad.hello = dataclasses.replace(HELLO, samples=10**9)
+            bad.mailbox.send(bad.hello)
+        plain_work(assign)
+
+    bad.work = grow  # type: ignore[method-assign]
+    answers = server.run([bad, *rest])
+    assert answers["a"].status == "rejected" and "10 samples" in answers["a"].detail
+    server.assert_ok(answers, *rest)
+
+
+# --- messages that have no place ---------------------------------------------------------------
+
+UNKNOWN = bytes(range(16))
+
+
+def out_of_the_blue(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Chunk(UNKNOWN, 0, 1, 4, b"data"))
+
+
+def stale_round(device: Device, assign: Assign) -> None:
+    old = dataclasses.replace(assign, round=assign.round - 1)
+    device.mailbox.send(make_report(old, encode(changes(7, MODEL, assign.experts))))
+
+
+def wrong_session(device: Device, assign: Assign) -> None:
+    old = dataclasses.replace(assign, session="of yesterday")
+    device.mailbox.send(make_report(old, encode(changes(7, MODEL, assign.experts))))
+
+
+def stale_failure(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Failed("s", assign.round + 1, "of another round"))
+
+
+def fetch_unknown(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Fetch([Want(UNKNOWN, 0, 1)]))
+
+
+def fetch_beyond_the_end(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Fetch([Want(assign.backbone.digest, 0, 4096)]))
+
+
+def fetch_without_end(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Fetch([Want(assign.backbone.digest, 0, 1)] * 4096))
+
+
+def wrong_way(device: Device, assign: Assign) -> None:
+    device.link.publish(up_topic(FEDERATION, device.name), pack(Stop("s", "says who?")))
+
+
+def garbage(device: Device, assign: Assign) -> None:
+    for payload in (b"", b"\xc1", b"\x00" * 1000, pack(HELLO)[:-1]):
+        device.link.publish(up_topic(FEDERATION, device.name), payload)
+
+
+def bare_name(device: Device, assign: Assign) -> None:
+    device.link.publish(up_topic(FEDERATION, "a name with blanks"), pack(HELLO))
+
+
+ACTS: list[tuple[Callable[[Device, Assign], None], dict[tuple[str, str], int]]] = [
+    (out_of_the_blue, {("m", "unexpected-blob"): 1}),
+    (stale_round, {("m", "stale"): 1}),
+    (wrong_session, {("m", "stale"): 1}),
+    (stale_failure, {("m", "stale"): 1}),
+    (fetch_unknown, {("m", "unknown-blob"): 1}),
+    (fetch_beyond_the_end, {("m", "bad-want"): 1}),
+    (fetch_without_end, {("m", "greedy-fetch"): 1}),
+    (wrong_way, {("m", "direction"): 1}),
+    (garbage, {("m", "malformed"): 4}),
+    (bare_name, {("", "name"): 1}),
+]
+
+
+@pytest.mark.parametrize(("act", "drops"), ACTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_odd_messages_are_counted_and_change_nothing(
+    server: Server,
+    act: Callable[[Device, Assign], None],
+    drops: dict[tuple[str, str], int],
+    when: str,
+) -> None:
+    """Sent before or right after the device's own good report, which counts all the same."""
+    devices = [server.device(name, seed) for seed, name in enumerate("amz")]
+    server.gather(3)
+    odd = devices[1]
+    plain_work = odd.work
+
+    def work(assign: Assign) -> None:
+        if when == "before":
+            act(odd, assign)
+        plain_work(assign)
+        if when == "after":
+            assert odd.report is not None
+            odd.mailbox.send(odd.report)
+            odd._due_s = None
+            act(odd, assign)
+
+    odd.work = work  # type: ignore[method-assign]
+    server.assert_ok(server.run(devices), *devices)
+    assert server.drops == drops
+
+
+def test_a_report_said_twice_counts_once(server: Server) -> None:
+    devices = three(server)
+    server.assert_ok(server.run(devices), *devices)
+    twice = devices[0]
+    plain_work = twice.work
+
+    def work(assign: Assign) -> None:
+        plain_work(assign)
+        twice.mailbox.send(twice.report)  # type: ignore[arg-type]
+
+    twice.work = work  # type: ignore[method-assign]
+    forget(devices)
+    server.assert_ok(server.run(devices, number=2), *devices)
+    assert server.drops == {("a", "duplicate"): 1}
+
+
+def test_a_report_after_the_answer_is_confirmed_again(server: Server) -> None:
+    """The device did not hear that all was received: else it would keep its update for ever."""
+    quick, slow = server.device("a"), server.device("b", seed=1, delay_s=5.0)
+    server.gather(2)
+
+    def repeat() -> None:
+        if len(quick.got(Received)) == 1:
+            quick.mailbox.send(quick.report)  # type: ignore[arg-type]
+
+    server.world.actors.append(repeat)
+    answers = server.run([quick, slow])
+    assert quick.got(Received) == [Received("s", 1)] * 2
+    assert answers["a"] == Answer("ok", report=quick.report)
+    server.assert_ok(answers, slow)
+    assert server.drops == {("a", "duplicate"): 1}
+
+
+def test_a_second_failure_changes_nothing(server: Server) -> None:
+    bad, *rest = three(server)
+    rest[0].delay_s = 2.0
+
+    def fail(assign: Assign) -> None:
+        bad.mailbox.send(Failed("s", 1, "first"))
+        bad.mailbox.send(Failed("s", 1, "second"))
+
+    bad.work = fail  # type: ignore[method-assign]
+    answers = server.run([bad, *rest])
+    assert answers["a"] == Answer("failed", "first")
+    server.assert_ok(answers, *rest)
+    assert server.drops == {("a", "duplicate"): 1}
+
+
+def test_a_device_without_work_cannot_report(server: Server) -> None:
+    devices = three(server)
+    outsider = server.device("outsider", seed=9)
+    server.gather(4)
+    assign = make_assign([0, 3])
+    outsider.prepare(assign)
+    outsider.mailbox.send(outsider.report)  # type: ignore[arg-type]
+    outsider.mailbox.send(Failed("s", 1, "me too"))
+    outsider.serve(Fetch([Want(outsider.report.update[0].digest, 0, 1)]))  # type: ignore[union-attr]
+    answers = server.run(devices)
+    assert list(answers) == ["a", "b", "c"]
+    server.assert_ok(answers, *devices)
+    assert server.drops == {("outsider", "stale"): 2, ("outsider", "unexpected-blob"): 1}
+
+
+def test_bad_chunks_in_a_transfer_are_counted_and_asked_for_again(tmp_path: Path) -> None:
+    server = Server(tmp_path, BIG_MODEL)
+    device = server.device("a")
+    server.gather(1)
+    plain_send = device.send_chunk
+    spoilt: list[str] = []
+
+    def send(chunk: Chunk) -> None:
+        if chunk.size_bytes > CHUNK_BYTES and len(spoilt) < 2:
+            if not spoilt:
+                spoilt.append("content")  # noticed by the digest: the blob begins again
+                chunk = dataclasses.replace(chunk, data=bytes(len(chunk.data)))
+            else:
+                spoilt.append("length")  # noticed at once: this chunk is asked for again
+                chunk = dataclasses.replace(chunk, data=b"short")
+        plain_send(chunk)
+
+    device.send_chunk = send  # type: ignore[method-assign]
+    server.assert_ok(server.run([device]), device)
+    assert server.drops == {("a", "bad-chunk"): 1, ("a", "bad-digest"): 1}
+
+
+def test_packets_larger_than_any_message_never_reach_the_exchange(server: Server) -> None:
+    devices = three(server)
+    huge = bytes(MAX_MESSAGE_BYTES + 1)
+    server.world.broker.route(Packet.of(up_topic(FEDERATION, "a"), huge))
+    server.assert_ok(server.run(devices), *devices)
+    assert server.link.oversized == 1 and server.drops == {}
+
+
+def test_everything_is_stale_before_the_first_round(server: Server) -> None:
+    device = server.device("a")
+    assign = make_assign([0, 3])
+    device.prepare(assign)
+    device.mailbox.send(HELLO)
+    for message in (
+        device.report,
+        Failed("s", 1, "x"),
+        Fetch([Want(UNKNOWN, 0, 1)]),
+        Chunk(UNKNOWN, 0, 1, 4, b"data"),
+    ):
+        device.mailbox.send(message)  # type: ignore[arg-type]
+    server.exchange.gather(2, 1.0)
+    assert server.drops == {("a", "stale"): 3, ("a", "unexpected-blob"): 1}
+    assert server.roster.present == ["a"]
+
+
+# --- many transfers ----------------------------------------------------------------------------
+
+
+def test_a_few_devices_are_asked_at_a_time(server: Server) -> None:
+    devices = [server.device(f"d{i}", seed=i) for i in range(MAX_DOWNLOADS + 3)]
+    server.gather(len(devices))
+    most = 0
+    for device in devices:
+        waiting: list[tuple[float, Fetch]] = []
+        device.serve = (  # type: ignore[method-assign]
+            lambda fetch, waiting=waiting: waiting.append((server.world.now_s + 2, fetch))
+        )
+
+        def answer(device: Device = device, waiting: list[tuple[float, Fetch]] = waiting) -> None:
+            nonlocal most
+            open_now = [d for d in devices if d.got(Fetch) and not d.got(Received)]
+            most = max(most, len(open_now))
+            while waiting and waiting[0][0] <= server.world.now_s:
+                Device.serve(device, waiting.pop(0)[1])
+
+        server.world.actors.append(answer)
+    server.assert_ok(server.run(devices), *devices)
+    assert most == MAX_DOWNLOADS
+
+
+def test_devices_that_promise_and_do_not_send_hold_up_no_other(server: Server) -> None:
+    silent = [server.device(f"a{i}", seed=i) for i in range(2 * MAX_DOWNLOADS)]
+    honest = [server.device(f"b{i}", seed=i) for i in range(2)]
+    server.gather(len(silent) + 2)
+    for device in silent:
+        device.serve = lambda fetch: None  # type: ignore[method-assign]
+    answers = server.run([*silent, *honest])
+    server.assert_ok(answers, *honest)
+    assert {answers[device.name].status for device in silent} == {"late"}
+
+
+def test_one_that_stalls_for_a_while_is_still_collected(server: Server) -> None:
+    silent = [server.device(f"a{i}", seed=i) for i in range(MAX_DOWNLOADS)]
+    other = server.device("b", seed=9)
+    server.gather(len(silent) + 1)
+    begin_s = server.world.now_s + 2 * STALL_S
+    for device in silent:
+        device.serve = (  # type: ignore[method-assign]
+            lambda fetch, device=device: (
+                Device.serve(device, fetch) if server.world.now_s > begin_s else None
+            )
+        )
+    server.assert_ok(server.run([*silent, other]), *silent, other)
+
+
+def test_worthless_chunks_do_not_keep_a_transfer_alive(server: Server) -> None:
+    """Else four devices that send nothing but nonsense would keep all others out."""
+    bad = [server.device(f"a{i}", seed=i) for i in range(MAX_DOWNLOADS)]
+    honest = server.device("b", seed=9)
+    server.gather(len(bad) + 1)
+    sent_s = 0.0
+
+    def babble() -> None:
+        nonlocal sent_s
+        if server.world.now_s > sent_s + 1:
+            sent_s = server.world.now_s
+            for device in bad:
+                device.mailbox.send(Chunk(UNKNOWN, 0, 1, 4, b"data"))
+
+    server.world.actors.append(babble)
+    for device in bad:
+        device.serve = lambda fetch: None  # type: ignore[method-assign]
+    answers = server.run([*bad, honest])
+    server.assert_ok(answers, honest)
+    assert all(server.mailbox.drops[d.name, "unexpected-blob"] > 9 for d in bad)
+
+
+# --- before and after --------------------------------------------------------------------------
+
+
+def test_gathering_ends_when_all_are_there(server: Server) -> None:
+    for name in "ab":
+        server.device(name)
+    late: list[Device] = []
+
+    def arrive() -> None:
+        if server.world.now_s > 103 and not late:
+            late.append(server.device("c"))
+
+    server.world.actors.append(arrive)
+    counts: list[int] = []
+    server.exchange.gather(3, 60.0, counts.append)
+    assert counts[0] == 0 and counts[-1] == 3 and counts == sorted(set(counts))
+    assert server.world.now_s < 105
+
+
+def test_gathering_gives_up_with_too_few(server: Server) -> None:
+    device = server.device("a")
+    counts: list[int] = []
+    began_s = server.world.now_s
+    server.exchange.gather(2, 9.0, counts.append)
+    assert counts == [0, 1]
+    assert server.world.now_s - began_s == pytest.approx(9.0, abs=0.5)
+    assert 4 <= len(device.got(Rollcall)) <= 5  # every two seconds
+
+
+def test_gathering_stops_when_the_watch_raises(server: Server) -> None:
+    def watch() -> None:
+        raise RuntimeError("a device process ended")
+
+    with pytest.raises(RuntimeError, match="a device process ended"):
+        server.exchange.gather(1, 60.0, watch=watch)
+
+
+def test_those_who_were_there_before_the_server_are_called(server: Server) -> None:
+    device = server.device("a")
+    device.step()
+    while server.mailbox.receive(0) is not None:
+        pass  # its first hello is lost
+    server.gather(1)
+    assert device.got(Rollcall) == [Rollcall("s")]
+
+
+def test_stopping_tells_everyone(server: Server) -> None:
+    devices = three(server)
+    server.exchange.stop("the run is complete")
+    for device in devices:
+        device.step()
+        assert device.received[-1] == Stop("s", "the run is complete")
+
+
+def test_the_spool_of_a_round_does_not_hold_the_last_ones_updates(server: Server) -> None:
+    devices = three(server)
+    server.run(devices)
+    forget(devices)
+    answers = server.run(devices[:1], number=2)
+    server.assert_ok(answers, devices[0])
+    with pytest.raises(FileNotFoundError):
+        server.spool.get("b", "backbone")

@@ -1,0 +1,909 @@
+"""One device's life against a scripted server. No threads, no real time, a trainer in numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from edge_runtime import local_training
+from edge_runtime.agent import HELLO_EVERY_S, Agent
+from edge_runtime.blob import BlobShelf, chunk, kind_of_expert, make_ref
+from edge_runtime.codec import RawCodec
+from edge_runtime.errors import FlexmoeError
+from edge_runtime.layout import ProgramLayout
+from edge_runtime.ledger import Ledger
+from edge_runtime.link import MemoryLink
+from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
+from edge_runtime.messages import (
+    Assign,
+    BlobRef,
+    Chunk,
+    Failed,
+    Fetch,
+    Gone,
+    Hello,
+    Message,
+    Received,
+    Reject,
+    Report,
+    Rollcall,
+    Stop,
+    Want,
+    Welcome,
+    pack,
+)
+from edge_runtime.parts import GATE, ModelParts, difference, merge, split
+from edge_runtime.shard import Shard
+from edge_runtime.trainer import Rates
+from edge_runtime.transfer import serve
+from tests.edge_runtime.driven import DrivenLink, World
+from tests.edge_runtime.reference_trainer import ReferenceTrainer, make_toy_layout
+
+FEDERATION, NAME = "fed", "dev"
+CODEC = RawCodec()
+SAMPLES, BATCH = 20, 8
+STEPS_AN_EPOCH = 3
+RATES = Rates(0.1, 0.9, 0.0)
+
+M = TypeVar("M")
+Script = Generator[None, None, None]
+
+
+def make_shard(shape: tuple[int, ...] = (4,), seed: int = 0) -> Shard:
+    rng = np.random.default_rng(seed)
+    return Shard(
+        x_train=rng.normal(size=(SAMPLES, *shape)).astype(np.float32),
+        y_train=np.arange(SAMPLES) % 3,
+        x_test=rng.normal(size=(5, *shape)).astype(np.float32),
+        y_test=np.arange(5) % 3,
+    )
+
+
+def make_model(seed: int, layout: ProgramLayout, scale: float = 1.0) -> ModelParts:
+    """A full model that fits the subset model of `layout`."""
+    rng = np.random.default_rng(seed)
+    weights = {w.name: rng.normal(0, scale, w.shape).astype(np.float32) for w in layout.weights}
+    parts = split(weights)
+    experts = [
+        {n: rng.normal(0, scale, v.shape).astype(np.float32) for n, v in parts.experts[0].items()}
+        for _ in range(layout.experts)
+    ]
+    return ModelParts(parts.backbone, parts.gate, tuple(experts))
+
+
+def expected_training(
+    assign: Assign, model: ModelParts, shard: Shard, layout: ProgramLayout, gate: Any = None
+) -> tuple[local_training.LocalResult, ModelParts, ModelParts]:
+    """What the work must come to: the result, the parts before, and the parts after."""
+    rows = np.zeros_like(model.gate)
+    rows[assign.experts] = model.gate[assign.experts] if gate is None else gate[assign.experts]
+    before = ModelParts(model.backbone, rows, tuple(model.experts[e] for e in assign.experts))
+    trainer = ReferenceTrainer()
+    program = layout.to_json().encode()
+    trainer.load(program, program)
+    trainer.assign(assign.experts, merge(before))
+    result = local_training.fit(
+        trainer, shard.x_train, shard.y_train, assign.epochs, RATES, assign.seed
+    )
+    assert result is not None
+    return result, before, split(trainer.weights())
+
+
+class Stage:
+    """A device under test and the server that plays against it."""
+
+    def __init__(self, shelf_bytes: int = 1 << 24, **sizes: Any) -> None:
+        self.world = World()
+        self.server_link = MemoryLink(self.world.broker, "server")
+        self.server = ServerMailbox(self.server_link, FEDERATION, Ledger())
+        will = (up_topic(FEDERATION, NAME), pack(Gone("connection lost")))
+        self.link = DrivenLink(self.world, NAME, will)
+        self.mailbox = DeviceMailbox(self.link, FEDERATION, NAME, Ledger())
+        self.shard = make_shard()
+        self.trainer = ReferenceTrainer()
+        self.shelf = BlobShelf(shelf_bytes)
+        self.agent = Agent(
+            self.mailbox, self.shard, self.trainer, CODEC, self.shelf, clock=self.world.clock
+        )
+        self.layout = make_toy_layout("train", **sizes)
+        self.programs = [
+            dataclasses.replace(self.layout, role=role).to_json().encode()
+            for role in ("train", "evaluate")
+        ]
+        self.blobs: dict[bytes, bytes] = {}
+        self.asked: Counter[tuple[bytes, int]] = Counter()
+        self.heard: list[Message] = []
+        self.serving = True
+
+    def play(self, script: Script) -> str:
+        """Run the agent against `script`; each step of it is taken when the agent waits."""
+
+        def step() -> None:
+            try:
+                next(script)
+            except StopIteration:
+                raise AssertionError("the script is over and the device lives on") from None
+
+        self.world.actors.append(step)
+        return self.agent.live()
+
+    # --- what a script says and hears ----------------------------------------------------------
+
+    def say(self, message: Message) -> None:
+        self.server.send(NAME, message)
+
+    def pump(self) -> None:
+        """Take what arrived; answer what is asked for."""
+        while (taken := self.server.receive(0)) is not None:
+            message = taken[1]
+            self.heard.append(message)
+            if isinstance(message, Fetch):
+                for want in message.wants:
+                    for index in range(want.first, want.first + want.count):
+                        self.asked[want.digest, index] += 1
+                if self.serving:
+                    for part in serve(message, self.blobs.get):
+                        self.say(part)
+
+    def hear(self, kind: type[M]) -> Generator[None, None, M]:
+        """Let the device go on until it says something of this kind."""
+        while True:
+            self.pump()
+            for place, message in enumerate(self.heard):
+                if isinstance(message, kind):
+                    del self.heard[: place + 1]
+                    return message
+            yield
+
+    def rest(self, seconds: float) -> Script:
+        """Let time pass."""
+        end_s = self.world.now_s + seconds
+        while self.world.now_s < end_s:
+            self.pump()
+            yield
+
+    def join(self, session: str = "s") -> Script:
+        yield from self.hear(Hello)
+        self.say(Welcome(session))
+
+    def collect(self, report: Report) -> Generator[None, None, dict[str, dict[str, Any]]]:
+        """Fetch and decode the update that a report names."""
+        data: dict[bytes, dict[int, bytes]] = {ref.digest: {} for ref in report.update}
+        self.say(Fetch([Want(ref.digest, 0, ref.chunks) for ref in report.update]))
+        while any(len(data[ref.digest]) < ref.chunks for ref in report.update):
+            part = yield from self.hear(Chunk)
+            data[part.digest][part.index] = part.data
+        whole = {d: b"".join(parts[i] for i in sorted(parts)) for d, parts in data.items()}
+        for ref in report.update:
+            assert make_ref(ref.kind, whole[ref.digest]) == ref
+        return {ref.kind: dict(CODEC.decode(whole[ref.digest])) for ref in report.update}
+
+    def count(self, kind: type[Message]) -> int:
+        self.pump()
+        return sum(isinstance(message, kind) for message in self.heard)
+
+    # --- what a script hands out ---------------------------------------------------------------
+
+    def offer(self, kind: str, data: bytes) -> BlobRef:
+        ref = make_ref(kind, data)
+        self.blobs[ref.digest] = data
+        return ref
+
+    def make_assign(
+        self, model: ModelParts, experts: Sequence[int] = (1, 3), number: int = 1, **fields: Any
+    ) -> Assign:
+        assign = Assign(
+            session="s",
+            round=number,
+            experts=list(experts),
+            training_program=self.offer("program", self.programs[0]),
+            evaluation_program=self.offer("program", self.programs[1]),
+            backbone=self.offer("backbone", CODEC.encode(dict(model.backbone))),
+            gate=self.offer("gate", CODEC.encode({GATE: model.gate[list(experts)]})),
+            expert_blobs=[
+                self.offer(kind_of_expert(e), CODEC.encode(dict(model.experts[e]))) for e in experts
+            ],
+            local_gate=False,
+            epochs=2,
+            learning_rate=RATES.learning_rate,
+            momentum=RATES.momentum,
+            weight_decay=RATES.weight_decay,
+            seed=number,
+        )
+        return dataclasses.replace(assign, **fields)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+# --- joining and leaving -----------------------------------------------------------------------
+
+
+def test_a_device_says_who_it_is(stage: Stage) -> None:
+    def script() -> Script:
+        hello = yield from stage.hear(Hello)
+        assert hello == Hello(
+            session="",
+            samples=SAMPLES,
+            test_samples=5,
+            shape=[4],
+            labels=3,
+            trainer="reference",
+            machine=hello.machine,
+            cores=hello.cores,
+            memory_available_bytes=hello.memory_available_bytes,
+            version=hello.version,
+        )
+        assert hello.cores > 0 and hello.memory_available_bytes > 0 and hello.version
+        stage.say(Welcome("s"))
+        stage.say(Stop("s", "the run is complete"))
+        yield
+
+    assert stage.play(script()) == "the run is complete"
+
+
+def test_hello_is_said_until_it_is_answered(stage: Stage) -> None:
+    def script() -> Script:
+        yield from stage.rest(3 * HELLO_EVERY_S + 1)
+        assert stage.count(Hello) == 4
+        stage.say(Welcome("s"))
+        yield from stage.rest(5 * HELLO_EVERY_S)
+        assert stage.count(Hello) == 4
+        stage.say(Rollcall("s"))
+        yield from stage.rest(1)
+        assert stage.count(Hello) == 5
+        yield from stage.rest(2 * HELLO_EVERY_S)
+        assert stage.count(Hello) == 7  # the answer to it is missing
+        stage.say(Welcome("s"))
+        stage.say(Stop("s", "enough"))
+        yield
+
+    assert stage.play(script()) == "enough"
+
+
+def test_hello_is_said_at_once_on_a_new_connection(stage: Stage) -> None:
+    def script() -> Script:
+        yield from stage.join()
+        yield from stage.rest(0.6)
+        stage.link.kill()
+        stage.link.restore()
+        said = yield from stage.hear(Gone)
+        assert said == Gone("connection lost")
+        began_s = stage.world.now_s
+        hello = yield from stage.hear(Hello)
+        assert hello.session == "s" and stage.world.now_s - began_s < HELLO_EVERY_S / 2
+        stage.say(Welcome("s"))
+        stage.say(Stop("s", "enough"))
+        yield
+
+    stage.play(script())
+
+
+def test_the_answer_to_an_earlier_connections_hello_does_not_count(stage: Stage) -> None:
+    """The server has heard the last will since: for it, this device is gone."""
+
+    def script() -> Script:
+        yield from stage.hear(Hello)
+        stage.say(Welcome("s"))  # lies unread in the inbox while the connection changes
+        stage.link.kill()
+        stage.link.restore()
+        yield from stage.hear(Hello)
+        stage.say(Welcome("s"))
+        yield from stage.rest(3 * HELLO_EVERY_S)
+        assert stage.count(Hello) == 0
+        stage.say(Stop("s", "enough"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_rejected_device_ends_with_the_reason(stage: Stage) -> None:
+    def script() -> Script:
+        yield from stage.hear(Hello)
+        stage.say(Reject("s", "its samples have shape [4]"))
+        yield
+
+    with pytest.raises(FlexmoeError, match=r"rejected this device: its samples have shape \[4\]"):
+        stage.play(script())
+
+
+def test_a_contested_name_ends_the_device(stage: Stage) -> None:
+    def script() -> Script:
+        yield from stage.join()
+        stage.link.contested = True
+        yield
+
+    with pytest.raises(FlexmoeError, match="another device with the id 'dev'"):
+        stage.play(script())
+
+
+def test_only_its_own_session_can_stop_it(stage: Stage) -> None:
+    def script() -> Script:
+        yield from stage.hear(Hello)
+        stage.say(Stop("s", "not welcomed yet"))
+        stage.say(Welcome("s"))
+        stage.say(Stop("of yesterday", "stale"))
+        yield from stage.rest(2)
+        assert stage.mailbox.drops == {(NAME, "stale"): 2}
+        stage.say(Stop("s", "now"))
+        yield
+
+    assert stage.play(script()) == "now"
+
+
+def test_leaving_says_why(stage: Stage) -> None:
+    stage.agent.leave("interrupted")
+    stage.pump()
+    assert stage.heard == [Gone("interrupted")]
+
+
+# --- a round -----------------------------------------------------------------------------------
+
+
+def test_work_is_done_and_the_update_is_the_change_of_the_weights(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        assign = stage.make_assign(model)
+        stage.say(assign)
+        report = yield from stage.hear(Report)
+        result, before, after = expected_training(assign, model, stage.shard, stage.layout)
+        assert (report.session, report.round, report.experts) == ("s", 1, [1, 3])
+        assert (report.usage, report.hits) == (result.usage, result.hits)
+        assert report.loss == result.loss and report.train_loss == result.train_loss
+        assert sum(report.usage) == SAMPLES and report.test_samples == 5
+        assert report.telemetry["train_steps"] == 2 * STEPS_AN_EPOCH == result.steps
+        assert report.telemetry["rss_mib"] > 0 and report.telemetry["socket_sent_bytes"] > 0
+
+        update = yield from stage.collect(report)
+        assert list(update) == ["backbone", "gate", "expert:1", "expert:3"]
+        want = {
+            "backbone": difference(after.backbone, before.backbone),
+            "gate": {GATE: (after.gate - before.gate)[[1, 3]]},
+            "expert:1": difference(after.experts[0], before.experts[0]),
+            "expert:3": difference(after.experts[1], before.experts[1]),
+        }
+        for kind, tensors in want.items():
+            assert update[kind].keys() == tensors.keys()
+            for name, value in tensors.items():
+                assert update[kind][name].tobytes() == value.tobytes(), (kind, name)
+                assert np.abs(value).max() > 0
+        stage.say(Received("s", 1))
+        stage.say(Stop("s", "done"))
+        yield
+
+    assert stage.play(script()) == "done"
+    assert not stage.mailbox.drops
+
+
+def test_what_it_holds_is_not_fetched_again(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(model, [0, 1]))
+        yield from stage.hear(Report)
+        stage.say(Received("s", 1))
+        asked = stage.asked.copy()
+        second = stage.make_assign(model, [1, 2], number=2)
+        stage.say(second)
+        yield from stage.hear(Report)
+        new = {name for name, _ in stage.asked - asked}
+        assert new == {second.gate.digest, second.expert_blobs[1].digest}
+        assert set(stage.asked.values()) == {1}
+        assert stage.trainer.loads == 1
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_the_same_work_again_is_answered_without_training_again(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout))
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        first = yield from stage.hear(Report)
+        steps = stage.trainer.steps
+        stage.say(assign)
+        again = yield from stage.hear(Report)
+        assert again == first and stage.trainer.steps == steps
+        yield from stage.collect(again)
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_what_was_received_is_dropped(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout))
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        report = yield from stage.hear(Report)
+        for stale in (Received("s", 2), Received("of yesterday", 1)):
+            stage.say(stale)
+        yield from stage.rest(1)
+        yield from stage.collect(report)  # it is all still there
+        stage.say(Received("s", 1))
+        stage.say(Fetch([Want(report.update[0].digest, 0, 1)]))
+        yield from stage.rest(2)
+        assert stage.count(Chunk) == 0
+        stage.say(dataclasses.replace(assign, round=2))
+        report = yield from stage.hear(Report)
+        assert report.telemetry["previous_upload_s"] > 1
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def in_training(stage: Stage, steps: int = 2) -> Script:
+    """Until the device has taken `steps` training steps more."""
+    until = stage.trainer.steps + steps
+    while stage.trainer.steps < until:
+        stage.pump()
+        yield
+
+
+def test_the_same_work_said_again_does_not_disturb_training(stage: Stage) -> None:
+    """The server repeats it on every hello, as after a lost connection."""
+    assign = stage.make_assign(make_model(0, stage.layout), epochs=4)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from in_training(stage)
+        stage.say(assign)
+        yield from in_training(stage)
+        stage.say(Rollcall("s"))
+        stage.say(assign)
+        yield from in_training(stage)
+        assert stage.trainer.steps < 4 * STEPS_AN_EPOCH
+        yield from stage.hear(Hello)
+        yield from stage.hear(Report)
+        assert stage.trainer.steps == 4 * STEPS_AN_EPOCH and len(stage.trainer.given) == 1
+        yield from stage.rest(2)
+        assert stage.count(Report) == 0
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_newer_work_supersedes_training(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(model, [0, 1], epochs=1000))
+        yield from in_training(stage)
+        newer = stage.make_assign(model, [2, 3], number=2)
+        stage.say(newer)
+        report = yield from stage.hear(Report)
+        assert (report.round, report.experts) == (2, [2, 3])
+        result, _, _ = expected_training(newer, model, stage.shard, stage.layout)
+        assert report.loss == result.loss  # nothing of the old work is left in it
+        assert stage.trainer.steps < 50
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_newer_work_supersedes_fetching(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.serving = False
+        stage.say(stage.make_assign(model, [0, 1]))
+        yield from stage.hear(Fetch)
+        stage.serving = True
+        stage.say(stage.make_assign(model, [2, 3], number=2))
+        report = yield from stage.hear(Report)
+        assert report.round == 2 and len(stage.trainer.given) == 1
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_stop_ends_training_at_once(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout), epochs=1000)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from in_training(stage)
+        stage.say(Stop("of yesterday", "stale"))
+        yield from in_training(stage)
+        stage.say(Stop("s", "enough"))
+        yield from in_training(stage, 100)
+
+    assert stage.play(script()) == "enough"
+    assert stage.trainer.steps < 10
+
+
+def test_a_rejection_ends_training_too(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout), epochs=1000)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from in_training(stage)
+        stage.say(Reject("s", "another device has this shard"))
+        yield from in_training(stage, 100)
+
+    with pytest.raises(FlexmoeError, match="another device has this shard"):
+        stage.play(script())
+
+
+def test_the_last_sessions_work_is_given_up(stage: Stage) -> None:
+    """A server that starts anew wants nothing of what the one before it asked for."""
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(model, epochs=1000, local_gate=True))
+        yield from in_training(stage)
+        stage.say(Rollcall("t"))
+        hello = yield from stage.hear(Hello)
+        assert hello.session == "t"
+        stage.say(Welcome("t"))
+        yield from stage.rest(2)
+        steps = stage.trainer.steps
+        assert steps < 50
+        stage.say(stage.make_assign(model))  # of the old session: stale
+        stage.say(stage.make_assign(model, session="t"))
+        report = yield from stage.hear(Report)
+        assert report.session == "t"
+        assert stage.trainer.steps == steps + 2 * STEPS_AN_EPOCH
+        stage.say(Stop("t", "done"))
+        yield
+
+    assert stage.play(script()) == "done"
+    assert stage.mailbox.drops == {(NAME, "stale"): 1}
+
+
+# --- transfers ---------------------------------------------------------------------------------
+
+
+def test_a_repeated_assignment_does_not_begin_a_transfer_anew() -> None:
+    stage = Stage(width=20_000)  # every blob but the programs has two chunks
+    assign = stage.make_assign(make_model(0, stage.layout, scale=1e-3), epochs=1)
+    assert assign.backbone.chunks == 2
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.serving = False
+        stage.say(assign)
+        fetch = yield from stage.hear(Fetch)
+        first, *lost = list(serve(fetch, stage.blobs.get))[2:]
+        stage.say(first)
+        stage.link.kill()
+        stage.serving = True
+        stage.link.restore()
+        stage.say(assign)
+        yield from stage.hear(Hello)
+        stage.say(Welcome("s"))
+        stage.say(assign)
+        yield from stage.hear(Report)
+        assert stage.asked[first.digest, first.index] == 1
+        assert all(stage.asked[part.digest, part.index] <= 2 for part in lost)
+        assert stage.trainer.steps == STEPS_AN_EPOCH
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_lost_chunk_is_asked_for_again(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout))
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.serving = False
+        stage.say(assign)
+        yield from stage.hear(Fetch)
+        yield from stage.hear(Fetch)
+        stage.serving = True
+        report = yield from stage.hear(Report)
+        assert report.round == 1
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_damaged_chunk_is_fetched_again(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+    assign = stage.make_assign(model)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.serving = False
+        stage.say(assign)
+        fetch = yield from stage.hear(Fetch)
+        stage.serving = True
+        for part in serve(fetch, stage.blobs.get):
+            damaged = part.digest == assign.backbone.digest
+            stage.say(dataclasses.replace(part, data=part.data[::-1]) if damaged else part)
+        report = yield from stage.hear(Report)
+        assert stage.asked[assign.backbone.digest, 0] == 2
+        result, _, _ = expected_training(assign, model, stage.shard, stage.layout)
+        assert report.loss == result.loss
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+    assert stage.mailbox.drops == {(NAME, "bad-digest"): 1}
+
+
+def test_a_blob_that_never_arrives_whole_fails_the_work(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout))
+    right = stage.blobs[assign.backbone.digest]
+    stage.blobs[assign.backbone.digest] = right[::-1]
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        failed = yield from stage.hear(Failed)
+        assert failed == Failed("s", 1, "bad-digest: backbone arrives damaged")
+        stage.blobs[assign.backbone.digest] = right
+        stage.say(assign)
+        yield from stage.hear(Report)
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_messages_that_have_no_place_are_counted(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+    unknown = b"?" * 16
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(Chunk(unknown, 0, 1, 4, b"data"))
+        stage.say(stage.make_assign(model, session="of yesterday"))
+        stage.server_link.publish(f"flexmoe/1/{FEDERATION}/down/{NAME}", b"garbage")
+        yield from stage.rest(2)
+        assert stage.mailbox.drops == {(NAME, "stale"): 2, (NAME, "malformed"): 1}
+        stage.serving = False
+        assign = stage.make_assign(model)
+        stage.say(assign)
+        yield from stage.hear(Fetch)
+        stage.say(Chunk(unknown, 0, 1, 4, b"data"))
+        stage.say(Chunk(assign.backbone.digest, 0, 1, 4, b"data"))
+        stage.serving = True
+        report = yield from stage.hear(Report)
+        stage.say(Fetch([Want(unknown, 0, 1), Want(report.update[0].digest, 0, 1)]))
+        part = yield from stage.hear(Chunk)
+        assert part == chunk(part.digest, part.data, 0) and part.digest == report.update[0].digest
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+    assert stage.mailbox.drops[NAME, "unexpected-blob"] == 1
+    assert stage.mailbox.drops[NAME, "bad-chunk"] == 1
+    assert stage.mailbox.drops[NAME, "unknown-blob"] == 1
+
+
+# --- work that cannot be done ------------------------------------------------------------------
+
+
+def refused(stage: Stage, assign: Assign) -> str:
+    """Hand out `assign`, then good work that must still be done; returns why `assign` failed."""
+    good = stage.make_assign(make_model(9, make_toy_layout("train")), [0, 2], number=2)
+    toy = [make_toy_layout(role).to_json().encode() for role in ("train", "evaluate")]
+    good = dataclasses.replace(
+        good,
+        training_program=stage.offer("program", toy[0]),
+        evaluation_program=stage.offer("program", toy[1]),
+    )
+    reasons: list[str] = []
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        failed = yield from stage.hear(Failed)
+        assert (failed.session, failed.round) == ("s", 1)
+        reasons.append(failed.reason)
+        stage.say(good)
+        report = yield from stage.hear(Report)
+        assert report.round == 2
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+    return reasons[0]
+
+
+def test_a_program_for_other_samples_fails() -> None:
+    stage = Stage(shape=(5,))
+    why = refused(stage, stage.make_assign(make_model(0, stage.layout)))
+    assert "the program takes samples [5] of 3 classes, the shard has [4]" in why
+
+
+def test_a_program_with_too_few_classes_fails() -> None:
+    stage = Stage(classes=2)
+    why = refused(stage, stage.make_assign(make_model(0, stage.layout)))
+    assert "of 2 classes" in why and "labels below 3" in why
+
+
+def test_a_program_that_is_none_fails(stage: Stage) -> None:
+    stage.programs = [b"no program", b"neither"]
+    assert "cannot be read" in refused(stage, stage.make_assign(make_model(0, stage.layout)))
+
+
+def test_a_program_without_a_gate_fails(stage: Stage) -> None:
+    weights = tuple(w for w in stage.layout.weights if w.name != GATE)
+    bare = dataclasses.replace(stage.layout, weights=weights)
+    stage.programs = [
+        dataclasses.replace(bare, role=r).to_json().encode() for r in ("train", "evaluate")
+    ]
+    assert "gate" in refused(stage, stage.make_assign(make_model(0, stage.layout)))
+
+
+@pytest.mark.parametrize("experts", [[1, 4], [-1, 2], [1], [0, 1, 2], [2, 2]])
+def test_experts_that_the_program_does_not_have_fail(stage: Stage, experts: list[int]) -> None:
+    model = make_model(0, stage.layout)
+    assign = stage.make_assign(model)
+    rows = np.zeros((len(experts), 6), np.float32)
+    assign = dataclasses.replace(
+        assign,
+        experts=experts,
+        gate=stage.offer("gate", CODEC.encode({GATE: rows})),
+        expert_blobs=[assign.expert_blobs[0]] * len(experts),
+    )
+    assert "expert" in refused(stage, assign)
+
+
+def spoilt(name: str, value: np.ndarray) -> bytes:
+    return CODEC.encode({name: value})
+
+
+@pytest.mark.parametrize(
+    ("part", "data"),
+    [
+        ("gate", spoilt("gate", np.zeros((2, 6), np.float32))),
+        ("gate", spoilt(GATE, np.zeros((3, 6), np.float32))),
+        ("gate", spoilt(GATE, np.zeros((2, 7), np.float32))),
+        ("gate", spoilt(GATE, np.full((2, 6), np.nan, np.float32))),
+        ("gate", b"not tensors"),
+        ("backbone", spoilt("0.weight", np.zeros((6, 4), np.float32))),
+        ("backbone", spoilt("more", np.zeros(1, np.float32))),
+        ("backbone", b"not tensors"),
+    ],
+    ids=["name", "rows", "features", "nan", "bytes", "missing", "unknown", "other-bytes"],
+)
+def test_weights_that_do_not_fit_the_program_fail(stage: Stage, part: str, data: bytes) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout))
+    assert refused(stage, dataclasses.replace(assign, **{part: stage.offer(part, data)}))
+
+
+def test_a_round_that_the_shelf_cannot_hold_fails_before_anything_is_fetched() -> None:
+    stage = Stage(shelf_bytes=20_000)
+    assign = stage.make_assign(make_model(0, stage.layout))
+    huge = BlobRef("backbone", bytes(16), 1 << 30)
+    why = refused(stage, dataclasses.replace(assign, backbone=huge))
+    assert "the shelf holds 20000" in why and "--shelf-mib" in why
+    assert (huge.digest, 0) not in stage.asked
+
+
+def test_training_that_diverges_fails(stage: Stage) -> None:
+    assign = stage.make_assign(make_model(0, stage.layout), learning_rate=1e30, epochs=9)
+    with np.errstate(all="ignore"):
+        assert "diverged" in refused(stage, assign)
+
+
+def test_failed_work_is_tried_anew_when_it_is_asked_for_again(stage: Stage) -> None:
+    stage.programs = [b"no program", b"neither"]
+    assign = stage.make_assign(make_model(0, stage.layout))
+
+    def script() -> Script:
+        yield from stage.join()
+        for _ in range(2):
+            stage.say(assign)
+            yield from stage.hear(Failed)
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+# --- the gate that never leaves the device -----------------------------------------------------
+
+
+def test_a_local_gate_stays_and_goes_on_from_round_to_round(stage: Stage) -> None:
+    models = [make_model(seed, stage.layout) for seed in range(3)]
+
+    def script() -> Script:
+        yield from stage.join()
+        first = stage.make_assign(models[0], [1, 3], local_gate=True)
+        stage.say(first)
+        report = yield from stage.hear(Report)
+        assert [ref.kind for ref in report.update] == ["backbone", "expert:1", "expert:3"]
+        _, _, after = expected_training(first, models[0], stage.shard, stage.layout)
+        stage.say(Received("s", 1))
+
+        # Expert 3 is kept: its row is the device's own. Expert 2 is new: the server's.
+        second = stage.make_assign(models[1], [2, 3], number=2, local_gate=True)
+        stage.say(second)
+        report = yield from stage.hear(Report)
+        given = stage.trainer.given[1][GATE]
+        assert given[3].tobytes() == after.gate[3].tobytes()
+        assert given[2].tobytes() == models[1].gate[2].tobytes()
+        assert not given[[0, 1]].any()
+        stage.say(Received("s", 2))
+
+        # Two rounds later expert 1 comes back, and its row with it.
+        stage.say(stage.make_assign(models[2], [0, 1], number=3, local_gate=True))
+        yield from stage.hear(Report)
+        given = stage.trainer.given[2][GATE]
+        assert given[1].tobytes() == after.gate[1].tobytes()
+        assert given[0].tobytes() == models[2].gate[0].tobytes()
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_work_that_was_given_up_leaves_the_local_gate_alone(stage: Stage) -> None:
+    models = [make_model(seed, stage.layout) for seed in range(2)]
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(models[0], epochs=1000, local_gate=True))
+        yield from in_training(stage)
+        stage.say(stage.make_assign(models[1], number=2, local_gate=True))
+        yield from stage.hear(Report)
+        assert stage.trainer.given[1][GATE][1].tobytes() == models[1].gate[1].tobytes()
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_local_gate_does_not_outlive_its_session(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(model, local_gate=True))
+        yield from stage.hear(Report)
+        stage.say(Rollcall("t"))
+        yield from stage.join("t")
+        stage.say(stage.make_assign(model, session="t", local_gate=True))
+        yield from stage.hear(Report)
+        assert stage.trainer.given[1][GATE].tobytes() == stage.trainer.given[0][GATE].tobytes()
+        stage.say(Stop("t", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_shared_gate_always_starts_from_the_servers(stage: Stage) -> None:
+    models = [make_model(seed, stage.layout) for seed in range(2)]
+
+    def script() -> Script:
+        yield from stage.join()
+        for number, model in enumerate(models, 1):
+            stage.say(stage.make_assign(model, number=number))
+            yield from stage.hear(Report)
+        assert stage.trainer.given[1][GATE][[1, 3]].tobytes() == models[1].gate[[1, 3]].tobytes()
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())

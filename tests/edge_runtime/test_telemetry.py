@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -107,3 +109,11 @@ def test_the_hottest_sensor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "temperature_c" not in Telemetry().read()
     monkeypatch.delattr(psutil, "sensors_temperatures")
     assert "temperature_c" not in Telemetry().read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_the_peak_is_not_that_of_the_process_which_started_this_one() -> None:
+    ballast = np.ones(40 << 20, np.uint64)  # 320 MiB, resident
+    code = "from edge_runtime.telemetry import Telemetry; print(Telemetry().read()['peak_rss_mib'])"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(child.stdout) < ballast.nbytes / (1 << 20) / 2

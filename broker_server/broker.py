@@ -208,8 +208,8 @@ def _check_free(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _PortTaken(
-            f"port {port} on {host} cannot be used ({reason}); choose another with --port, or use "
-            f"the broker that runs there: --broker {host}:{port}"
+            f"port {port} on {host} cannot be used ({reason}); choose another with --port (of an "
+            f"experiment: broker.port), or use the broker that runs there: {host}:{port}"
         ) from None
 
 

@@ -97,7 +97,7 @@ def partition(
     if len(units.label) < devices:
         raise DataError(
             f"{scheme}: expected at least one sample or chain a device, "
-            f"got {len(units.label)} for {devices} devices; use fewer devices"
+            f"got {len(units.label)} for {devices} devices; use fewer devices (data.devices)"
         )
     if plan.kind == "iid":
         owner = _iid(units, devices, rng)
@@ -210,7 +210,7 @@ def _top_up(owner: Indices, units: _Units, devices: int, minimum: int) -> None:
     if held.sum() < minimum * devices:
         raise DataError(
             f"dirichlet: expected at least {minimum} samples for each of {devices} devices, "
-            f"got {held.sum()} in all; use fewer devices"
+            f"got {held.sum()} in all; use fewer devices (data.devices)"
         )
     while held.min() < minimum:
         poorest = int(held.argmin())
@@ -220,7 +220,7 @@ def _top_up(owner: Indices, units: _Units, devices: int, minimum: int) -> None:
         if unit is None:
             raise DataError(
                 f"dirichlet: cannot give each of {devices} devices {minimum} samples without "
-                "splitting a chain; use fewer devices"
+                "splitting a chain; use fewer devices (data.devices)"
             )
         held[owner[unit]] -= units.size[unit]
         held[poorest] += units.size[unit]

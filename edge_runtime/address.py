@@ -11,7 +11,8 @@ def parse_address(text: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
         host = host[1:-1]
-    port = int(port_text) if port_text.isascii() and port_text.isdigit() else 0
+    numeric = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
+    port = int(port_text) if numeric else 0
     spaced = any(character.isspace() for character in host)
     if not host or spaced or not 0 < port < 65536 or (":" in host and not bracketed):
         raise ConfigError(

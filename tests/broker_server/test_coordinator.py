@@ -343,7 +343,9 @@ def test_a_rounds_bytes_are_the_sum_of_its_rows(
     for record in records:
         assert record.uplink_bytes == total_wire_bytes(record.bytes, "up")
         assert record.downlink_bytes == total_wire_bytes(record.bytes, "down")
-        assert record.socket_sent_bytes == record.downlink_bytes
+        # A few small messages may lie unread in the inbox: the socket has seen them already.
+        assert abs(record.socket_sent_bytes - record.downlink_bytes) < 500
+        assert abs(record.socket_received_bytes - record.uplink_bytes) < 5000
         assert record.drops == {} or set(record.drops) == {"duplicate"}
         kinds = {(row.direction, row.kind) for row in record.bytes if row.client in NAMES}
         assert {("up", "backbone"), ("up", "gate"), ("down", "gate"), ("up", "message")} <= kinds
@@ -351,9 +353,7 @@ def test_a_rounds_bytes_are_the_sum_of_its_rows(
     assert "program" in kinds and "program" not in {row.kind for row in records[1].bytes}
     for direction in ("up", "down"):
         total = sum(total_wire_bytes(record.bytes, direction) for record in records)  # type: ignore[arg-type]
-        # The stop after the last round is in no round.
-        rest = total_wire_bytes(everything, direction) - total  # type: ignore[arg-type]
-        assert 0 <= rest < 1000
+        assert total == total_wire_bytes(everything, direction)  # type: ignore[arg-type]
 
 
 def test_a_blob_travels_once_to_each_who_needs_it(run: Run) -> None:

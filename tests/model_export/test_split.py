@@ -66,6 +66,7 @@ def test_split_and_merge_are_exact(weights: Tensors) -> None:
     assert_same(merge_from_blobs(backbone, gate, experts, weights, CODEC), weights)
 
 
+@pytest.mark.filterwarnings("error")  # torch only warns of the read-only arrays that blobs give
 @pytest.mark.parametrize("name", SPECS)
 def test_a_real_model_survives(name: str) -> None:
     model = make_model(SPECS[name], seed=1)

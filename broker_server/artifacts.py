@@ -14,7 +14,7 @@ from edge_runtime.layout import ROLES
 from edge_runtime.messages import Assign, BlobRef
 from model_export.cache import ProgramCache
 from model_export.models import ModelSpec
-from model_export.program import Program, program_memory_bytes
+from model_export.program import Program, training_memory_bytes
 from model_export.split import encode_backbone, encode_expert, encode_gate_rows
 
 
@@ -38,8 +38,8 @@ class Artifacts:
                 self._program(k, role)
 
     def memory_bytes(self, k: int) -> int:
-        """What training with `k` experts allocates on a device, the runtime itself apart."""
-        return program_memory_bytes(self._program(k, "train"))
+        """What training with `k` experts needs on a device, the runtime and its data apart."""
+        return training_memory_bytes(self._program(k, "train"), self._program(k, "evaluate"))
 
     def make_work(self, state: State, number: int, experts: Mapping[str, list[int]]) -> Work:
         """Round `number`'s work for each client: its `experts`, ascending."""
@@ -56,13 +56,17 @@ class Artifacts:
             e: offer(kind_of_expert(e), encode_expert(parts, e, self._codec))
             for e in sorted({e for chosen in experts.values() for e in chosen})
         }
+        programs = {
+            k: [offer("program", self._program(k, role).data) for role in ROLES]
+            for k in {len(chosen) for chosen in experts.values()}
+        }
         assigns = {
             client: Assign(
                 session=state.session,
                 round=number,
                 experts=chosen,
-                training_program=offer("program", self._program(len(chosen), "train").data),
-                evaluation_program=offer("program", self._program(len(chosen), "evaluate").data),
+                training_program=programs[len(chosen)][0],
+                evaluation_program=programs[len(chosen)][1],
                 backbone=backbone,
                 gate=offer("gate", encode_gate_rows(parts, chosen, self._codec)),
                 expert_blobs=[held[e] for e in chosen],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import importlib.util
 import os
 import shutil
@@ -49,6 +48,14 @@ class Broker:
     port: int
     kind: str  # "mosquitto", "amqtt" or "external"
     process: ChildProcess | None = None
+
+    def check(self) -> None:
+        """Raise `BrokerError`, with its log's last line, if a broker that we started has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            raise BrokerError(
+                f"the broker ({self.kind}) has ended: {_last_line(self.process)} "
+                f"(log: {self.process.log_path}); go on with --resume"
+            )
 
     def stop(self) -> None:
         """End the broker if we started it."""
@@ -226,8 +233,6 @@ def _mosquitto_config(host: str, port: int) -> str:
     lines = [
         f"listener {port} {host}",
         "allow_anonymous true",
-        # Changing its user would take the broker off its leash (device_profiles/leash.py).
-        f"user {getpass.getuser()}",
         "persistence false",
         "set_tcp_nodelay true",
         "sys_interval 1",
@@ -240,4 +245,7 @@ def _mosquitto_config(host: str, port: int) -> str:
         "log_type warning",
         "connection_messages false",
     ]
+    if os.geteuid() == 0:
+        # Else root's mosquitto changes its user, and so slips its leash (device_profiles/leash.py).
+        lines.append("user root")
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_runtime.cli import run_device
+from edge_runtime.cli import INTERRUPTED, run_device
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{message} (see {command} --help)") from None
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if code == INTERRUPTED:  # what newer typers make of a KeyboardInterrupt
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
@@ -89,6 +91,7 @@ def server(
     loaded = _load(experiment, seed, rounds, set_)
 
     from broker_server.broker import open_broker
+    from broker_server.host import Host
     from broker_server.server import open_store, serve
     from device_profiles import datasets
 
@@ -96,12 +99,12 @@ def server(
     dataset = datasets.load(loaded.data.dataset, loaded.data.path or None)
     address = broker or loaded.broker.address
     with (
+        open_store(loaded, directory, resume) as store,
         open_broker(address, loaded.broker.port or None, directory / "log") as found,
-        open_store(loaded, directory, found.kind, resume) as store,
         _console() as console,
     ):
         print(f"server at broker {found.host}:{found.port}, federation {loaded.broker.federation}")
-        serve(loaded, dataset, found.host, found.port, found.kind, store, [console])
+        serve(loaded, dataset, Host(found), store, [console])
 
 
 @app.command()
@@ -146,15 +149,11 @@ def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
 ) -> None:
     """Print a run's tables again from its store."""
-    from broker_server.console import Console
+    from broker_server.console import replay
     from broker_server.store import Store
 
-    with Store.open(directory) as store, Console() as console:
-        records = store.records()
-        console.started(store.facts())
-        for record in records:
-            console.round_finished(record)
-        console.finished(records, directory)
+    with Store.open(directory) as store:
+        replay(store.records(), store.facts(), directory)
 
 
 @app.command(
@@ -182,10 +181,6 @@ def _load(
 
 def _directory(name: str, out: Path | None, resume: bool) -> Path:
     if out is not None:
-        if resume:
-            from broker_server.store import Store
-
-            Store.open(out).close()  # no broker starts, and nothing is written, for a run not there
         return out
     if resume:
         raise ConfigError("--resume needs --out: the directory of the run to go on with")

@@ -8,10 +8,9 @@ columns.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import rich.console
 from rich.padding import Padding
@@ -198,18 +197,22 @@ def _cells(record: RoundRecord) -> list[str]:
 
 def _notes(record: RoundRecord) -> list[str]:
     """What did not go to plan: missed bounds, devices left out, dropped messages, events."""
-    by_status: dict[str, list[str]] = {}
+    by_status: dict[str, dict[str, str]] = {}
     for client in record.clients:
         if client.status != "ok":
-            by_status.setdefault(client.status, []).append(client.client)
-    notes = [f"{status}: {_some(clients)}" for status, clients in by_status.items()]
+            by_status.setdefault(client.status, {})[client.client] = client.detail
+    notes = [f"{status}: {_some(details)}" for status, details in by_status.items()]
     if record.violated_samples:
         notes.append(f"load bounds missed by {record.violated_samples} samples")
     if record.drops:
         notes.append(f"{sum(record.drops.values())} messages dropped")
-    return notes + record.events
+    told = {f"{c.client}: {c.status}: {c.detail}" for c in record.clients if c.status != "ok"}
+    return notes + [event for event in record.events if event not in told]
 
 
-def _some(names: Sequence[Any], most: int = 4) -> str:
+def _some(details: Mapping[str, str], most: int = 4) -> str:
+    """The names, and the detail if it is the same for all; the closing tables have the others."""
+    names, reasons = list(details), set(details.values()) - {""}
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    why = f" ({reasons.pop()})" if len(reasons) == 1 else ""
+    return ", ".join(names[:most]) + more + why

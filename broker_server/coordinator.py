@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from broker_server import fitness, load
 from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
-from broker_server.assignment import Assignment, AssignmentPolicy, Problem
+from broker_server.assignment import AssignmentPolicy, Problem
 from broker_server.capacity import Capacity, experts_that_fit
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
-from broker_server.record import ClientRound, RoundRecord
+from broker_server.record import RoundRecord
+from broker_server.recording import make_record
 from broker_server.roster import Roster
 from broker_server.seeds import derive_seed
 from broker_server.spool import Spool
@@ -35,7 +36,7 @@ from edge_runtime.errors import FleetError
 
 @dataclass(frozen=True)
 class Federation:
-    """What a round works with."""
+    """What a round works with. `incidents` tells what else happened since it was last asked."""
 
     experiment: Experiment
     roster: Roster
@@ -46,6 +47,7 @@ class Federation:
     policy: AssignmentPolicy
     evaluation: GlobalEvaluation
     traffic: Traffic
+    incidents: Callable[[], list[str]] = list
 
 
 def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]:
@@ -58,7 +60,8 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
     present = present_clients(federation)
 
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
-    capacities, events = capacities_of(present, federation)
+    places = (*state.places, *(client for client in present if client not in state.places))
+    capacities, events = capacities_of(present, places, federation)
     clients = list(capacities)
     capacity = np.array([held.k for held in capacities.values()])
     sizes = {client: federation.roster[client].hello.samples for client in clients}
@@ -112,8 +115,20 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
         quality={**state.quality, **dict(zip(clients, quality, strict=True))},
         trials={**state.trials, **dict(zip(clients, trials + trained, strict=True))},
         load=load.update(state.load, trained, samples),
+        places=places,
     )
-    record = _record(state, federation, sizes, assignment, answers, experts, events, began_s)
+    record = make_record(
+        state,
+        [federation.roster[client].device for client in present if client in federation.roster],
+        sizes,
+        experts,
+        assignment,
+        answers,
+        federation.evaluation.accuracy(state.model),
+        federation.traffic.cut(),
+        [*events, *federation.incidents()],
+        time.monotonic() - began_s,
+    )
     return state, record
 
 
@@ -152,7 +167,7 @@ def quorum(experiment: Experiment, devices: int) -> int:
 
 
 def capacities_of(
-    clients: Sequence[str], federation: Federation
+    clients: Sequence[str], places: Sequence[str], federation: Federation
 ) -> tuple[dict[str, Capacity], list[str]]:
     """k of each device that can hold an expert, and what to say of the others.
 
@@ -163,7 +178,7 @@ def capacities_of(
     events: list[str] = []
     for client in clients:
         try:
-            held = capacities[client] = experts_for(client, federation)
+            held = capacities[client] = experts_for(client, places.index(client), federation)
         except FleetError as error:
             events.append(f"{client}: sits out: {error}")
             continue
@@ -177,12 +192,12 @@ def capacities_of(
     return capacities, events
 
 
-def experts_for(client: str, federation: Federation) -> Capacity:
+def experts_for(client: str, place: int, federation: Federation) -> Capacity:
     """k of one device: what the experiment asks for, as far as its memory allows."""
     model = federation.experiment.model
     if federation.experiment.assignment.policy == "full":
         return Capacity(model.experts, "asked")
-    asked = model.experts_asked(federation.roster.place(client))
+    asked = model.experts_asked(place)
     available = federation.roster[client].hello.memory_available_bytes
     return experts_that_fit(asked, available, federation.artifacts.memory_bytes)
 
@@ -198,77 +213,6 @@ def scores_of(
         if client in state.quality:
             quality[i], trials[i] = state.quality[client], state.trials[client]
     return quality, trials
-
-
-def _record(
-    state: State,
-    federation: Federation,
-    sizes: Mapping[str, int],
-    assignment: Assignment,
-    answers: Mapping[str, Answer],
-    experts: Mapping[str, list[int]],
-    events: Sequence[str],
-    began_s: float,
-) -> RoundRecord:
-    """What this round leaves; `sizes` are the samples of each client that had work."""
-    reports = [answer.report for answer in answers.values() if answer.report is not None]
-    usage = np.zeros(len(state.load), np.int64)
-    for report in reports:
-        usage[report.experts] += report.usage
-    weights = [sizes[c] for c, a in answers.items() if a.report]
-    tested = [r.test_hits / r.test_samples for r in reports if r.test_samples]
-    missing = [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
-    traffic = federation.traffic.cut()
-    return RoundRecord(
-        round=state.round,
-        global_accuracy=federation.evaluation.accuracy(state.model),
-        device_accuracy=float(np.mean(tested)) if tested else float("nan"),
-        loss=float(np.average([r.train_loss for r in reports], weights=weights)),
-        uplink_bytes=traffic.uplink_bytes,
-        downlink_bytes=traffic.downlink_bytes,
-        load_cv=load.coefficient_of_variation(state.load),
-        usage_cv=load.coefficient_of_variation(usage),
-        assign_s=assignment.solve_s,
-        train_s=max(report.telemetry.get("train_s", 0.0) for report in reports),
-        round_s=time.monotonic() - began_s,
-        participants=len(sizes),
-        answered=len(reports),
-        objective=assignment.objective,
-        bound=assignment.bound,
-        gap=assignment.gap,
-        violated_samples=round(float(np.abs(assignment.violated).sum())),
-        solver=assignment.solver,
-        socket_sent_bytes=traffic.socket_sent_bytes,
-        socket_received_bytes=traffic.socket_received_bytes,
-        load=state.load.tolist(),
-        usage=usage.tolist(),
-        clients=[_client_round(c, n, experts[c], answers[c], state) for c, n in sizes.items()],
-        bytes=traffic.rows,
-        drops=traffic.drops,
-        events=[*missing, *events],
-    )
-
-
-def _client_round(
-    client: str, samples: int, experts: list[int], answer: Answer, state: State
-) -> ClientRound:
-    report = answer.report
-    tested = report is not None and report.test_samples > 0
-    return ClientRound(
-        client=client,
-        experts=experts,
-        usage=report.usage if report else [],
-        loss=report.loss if report else [],
-        hits=report.hits if report else [],
-        quality=state.quality[client][experts].tolist(),
-        samples=samples,
-        device_accuracy=report.test_hits / report.test_samples
-        if report and tested
-        else float("nan"),
-        telemetry=dict(report.telemetry) if report else {},
-        status=answer.status,
-        detail=answer.detail,
-    )
 
 
 def _why(answers: Mapping[str, Answer]) -> str:

@@ -3,7 +3,8 @@
 amqtt in a process of its own, for machines without mosquitto. It is plain Python and speaks MQTT
 3.1.1; nothing is kept when it ends. Unlike mosquitto it does not drop a client that stays silent
 beyond its keep-alive, so a device that loses power without closing its connection is noticed by
-the round's deadline, not by its last will.
+the round's deadline, not by its last will. A message over our limit ends its sender's connection;
+the length of a list of subscriptions is not bounded.
 """
 
 from __future__ import annotations
@@ -14,14 +15,37 @@ import logging
 import signal
 import sys
 
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
+
+from edge_runtime.errors import WireError
+from edge_runtime.messages import MAX_MESSAGE_BYTES
 
 SYS_INTERVAL_S = 1
 SHUTDOWN_S = 2.0
 
 
-class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt brings no types
-    """amqtt, with take-over also for clean sessions."""
+class _BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt brings no types
+    """Reads no payload over `MAX_MESSAGE_BYTES`; amqtt asks for each payload as a whole."""
+
+    async def read(self, n: int = -1) -> bytes:
+        if n > MAX_MESSAGE_BYTES:
+            # amqtt ends a connection whose reader raises anything that is not its own.
+            raise WireError("oversized", f"at most {MAX_MESSAGE_BYTES} bytes, not {n}")
+        data: bytes = await super().read(n)
+        return data
+
+
+class EmbeddedBroker(Broker):  # type: ignore[misc]
+    """amqtt, with bounded messages, and take-over also for clean sessions."""
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """A client connected over TCP; returns when it has left."""
+        await self.external_connected(
+            _BoundedReader(reader), StreamWriterAdapter(writer), listener_name
+        )
 
     async def _delete_session(self, client_id: str) -> None:
         """End the connection of a client that connects again, as MQTT-3.1.4-2 asks.

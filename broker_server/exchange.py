@@ -17,8 +17,8 @@ from broker_server.spool import Spool
 from broker_server.update import check_report, decode_update
 from broker_server.work import Answer, Work
 from edge_runtime.codec import Codec
-from edge_runtime.errors import WireError
-from edge_runtime.mailbox import ServerMailbox
+from edge_runtime.errors import BrokerError, WireError
+from edge_runtime.mailbox import ServerMailbox, blobs_named_in
 from edge_runtime.messages import (
     Assign,
     Chunk,
@@ -47,6 +47,7 @@ STALL_S = 10.0
 class _Progress:
     """One device's way through a round."""
 
+    work: Work
     assign: Assign
     samples: int
     report: Report | None = None
@@ -66,16 +67,18 @@ class Exchange:
         session: str,
         spool: Spool,
         codec: Codec,
+        watch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`watch` is called often during a round, and raises when it cannot go on."""
         self._mailbox = mailbox
         self._roster = roster
         self._session = session
         self._spool = spool
         self._codec = codec
+        self._watch = watch
         self._clock = clock
         self._connections = mailbox.link.connections
-        self._work: Work | None = None
         self._progress: dict[str, _Progress] = {}
 
     def gather(
@@ -90,8 +93,7 @@ class Exchange:
         `joined` is told of each new count; `watch` is called often, and may raise.
         """
         deadline_s = self._clock() + timeout_s
-        called_s = -ROLLCALL_EVERY_S
-        count = -1
+        called_s, count = -ROLLCALL_EVERY_S, -1
         while True:
             if count != (count := len(self._roster.present)):
                 joined(count)
@@ -111,21 +113,22 @@ class Exchange:
         `rejoin_s` seconds.
         """
         self._spool.clear()
-        self._work = work
         # A device that returns with other data, or is refused, does not change this round's count.
         self._progress = {
-            client: _Progress(assign, self._roster[client].hello.samples)
+            client: _Progress(work, assign, self._roster[client].hello.samples)
             for client, assign in work.assigns.items()
         }
         for client, progress in self._progress.items():
             self._mailbox.send(client, progress.assign)
         end_s = self._clock() + deadline_s
         while self._clock() < end_s and self._anyone_to_wait_for(rejoin_s):
+            self._watch()
             self._mind_own_connection()
             self._ask_for_updates()
             self._turn(POLL_S)
         answers = {c: self._close(c, progress) for c, progress in self._progress.items()}
         self._progress = {}
+        self._mailbox.forget_blobs()
         return answers
 
     def stop(self, reason: str) -> None:
@@ -156,8 +159,7 @@ class Exchange:
             return
         self._connections = connections
         for progress in self._progress.values():
-            if progress.gone_at_s is None:
-                progress.gone_at_s = self._clock()
+            progress.gone_at_s = progress.gone_at_s or self._clock()
         self._mailbox.broadcast(Rollcall(self._session))
 
     def _ask_for_updates(self) -> None:
@@ -168,11 +170,9 @@ class Exchange:
                 continue
             if progress.gone_at_s is None:
                 now_s = self._clock()
-                wants = progress.download.wants(now_s)
-                if wants:
+                if wants := progress.download.wants(now_s):
                     self._mailbox.send(client, Fetch(wants))
-                if progress.heard_s is None:
-                    progress.heard_s = now_s
+                progress.heard_s = progress.heard_s or now_s
                 active += now_s - progress.heard_s < STALL_S
             if active == MAX_DOWNLOADS:
                 return
@@ -180,8 +180,12 @@ class Exchange:
     # --- the inbox -----------------------------------------------------------------------------
 
     def _turn(self, timeout_s: float) -> None:
-        received = self._mailbox.receive(max(0.0, timeout_s))
-        if received is not None:
+        if self._mailbox.link.contested:
+            raise BrokerError(
+                f"another server uses federation {self._mailbox.federation!r} on this broker: stop "
+                "it, or set broker.federation; or else the broker refuses what we send: see its log"
+            )
+        if received := self._mailbox.receive(max(0.0, timeout_s)):
             client, message = received
             try:
                 self._handle(client, message)
@@ -199,15 +203,14 @@ class Exchange:
                     self._progress[client].gone_at_s = self._clock()
                 # The last will of a connection may come after the next one's hello: ask.
                 self._mailbox.send(client, Rollcall(self._session))
-            case Fetch() if self._work is not None:
-                for chunk in serve(message, self._work.blobs.get):
-                    self._mailbox.send(client, chunk)
+            case Fetch():
+                self._serve(client, message)
             case Report():
                 self._take_report(client, message)
             case Chunk():
                 self._take_chunk(client, message)
             case Failed():
-                _, progress = self._current(client, message)
+                progress = self._current(client, message)
                 if progress.answer is not None:
                     raise WireError("duplicate", f"round {message.round} is closed for this device")
                 progress.answer = Answer("failed", message.reason)
@@ -216,6 +219,8 @@ class Exchange:
 
     def _greet(self, client: str, hello: Hello) -> None:
         answer = self._roster.admit(client, hello)
+        if isinstance(answer, Welcome):
+            self._mailbox.know(client)
         self._mailbox.send(client, answer)
         progress = self._progress.get(client)
         if progress is None or progress.answer is not None:
@@ -227,36 +232,44 @@ class Exchange:
         else:
             progress.answer = Answer("rejected", answer.reason)
 
-    def _current(self, client: str, message: Report | Failed) -> tuple[Work, _Progress]:
-        """The work and progress that `message` belongs to; `WireError` if its time is over."""
-        work, progress = self._work, self._progress.get(client)
-        if work is None or progress is None:
+    def _serve(self, client: str, fetch: Fetch) -> None:
+        """Send chunks of the blobs that this device's own work names, as far as there is room."""
+        progress = self._progress.get(client)
+        if progress is None or progress.answer is not None:
             raise WireError("stale", "no work is open for this device")
-        expected = (progress.assign.session, progress.assign.round)
-        if (message.session, message.round) != expected:
+        names = {ref.digest for ref in blobs_named_in(progress.assign)}
+        blobs = {name: progress.work.blobs.get(name) for name in names}
+        for chunk in serve(fetch, blobs.get, has_room=self._mailbox.link.has_room):
+            self._mailbox.send(client, chunk)
+
+    def _current(self, client: str, message: Report | Failed) -> _Progress:
+        """The progress that `message` belongs to; `WireError` if its time is over."""
+        progress = self._progress.get(client)
+        if progress is None:
+            raise WireError("stale", "no work is open for this device")
+        if (message.session, message.round) != (progress.assign.session, progress.assign.round):
             raise WireError("stale", f"round {message.round} of session {message.session!r}")
-        return work, progress
+        return progress
 
     def _take_report(self, client: str, report: Report) -> None:
-        work, progress = self._current(client, report)
+        progress = self._current(client, report)
         if progress.answer is not None:
             self._mailbox.send(client, Received(report.session, report.round))
             raise WireError("duplicate", f"round {report.round} is closed for this device")
         if progress.report == report:
             raise WireError("duplicate", f"round {report.round} was reported before")
         try:
-            check_report(report, progress.assign, progress.samples, work.model)
+            check_report(report, progress.assign, progress.samples, progress.work.model)
             download = Download(report.update)
         except WireError as error:
             progress.answer = Answer("rejected", str(error))
             raise
         progress.report, progress.download, progress.heard_s = report, download, None
+        self._mailbox.learn(client, report)
 
     def _take_chunk(self, client: str, chunk: Chunk) -> None:
-        work, progress = self._work, self._progress.get(client)
-        if work is None or progress is None or progress.answer is not None:
-            raise WireError("unexpected-blob", "this device's round is closed")
-        if progress.report is None or progress.download is None:
+        progress = self._progress.get(client)
+        if progress is None or progress.answer or not (progress.report and progress.download):
             raise WireError("unexpected-blob", "no transfer from this device is open")
         report, download = progress.report, progress.download
         try:
@@ -274,16 +287,16 @@ class Exchange:
             if twin.digest == ref.digest:
                 self._spool.put(client, twin.kind, data)
         if download.complete:
-            self._finish(client, work, progress, report)
+            self._finish(client, progress, report)
 
-    def _finish(self, client: str, work: Work, progress: _Progress, report: Report) -> None:
+    def _finish(self, client: str, progress: _Progress, report: Report) -> None:
         """All blobs are on disk: accept the update if it makes sense."""
         progress.download = None
         self._mailbox.send(client, Received(report.session, report.round))
         blobs = {ref.kind: self._spool.get(client, ref.kind) for ref in report.update}
-        size = progress.samples
+        size, model = progress.samples, progress.work.model
         try:
-            decode_update(blobs, report, progress.assign, size, work.model, self._codec)
+            decode_update(blobs, report, progress.assign, size, model, self._codec)
         except WireError as error:
             progress.answer = Answer("rejected", str(error))
             raise

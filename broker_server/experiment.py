@@ -141,7 +141,8 @@ class Train(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty of SGD.")
     trainer: Literal["executorch"] = Field(
-        default="executorch", description="What runs the program: the stock ExecuTorch runtime."
+        default="executorch",
+        description="What the devices that `flexmoe run` starts use: the stock ExecuTorch runtime.",
     )
 
 

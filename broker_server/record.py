@@ -16,6 +16,32 @@ from edge_runtime.ledger import LedgerRow
 Status = Literal["ok", "late", "failed", "gone", "rejected"]
 
 
+def printable(text: str) -> str:
+    """`text` on one line, without what a terminal would obey: devices write some of our texts."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device said of itself when it joined: its data, and what it runs on.
+
+    `cores` are those that it may use; memory is what was available then. `version` is flexmoe's.
+    """
+
+    client: str
+    samples: int
+    test_samples: int
+    trainer: str
+    machine: str
+    cores: float
+    memory_available_bytes: int
+    version: str
+
+    def __post_init__(self) -> None:
+        for name in ("trainer", "machine", "version"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+
 @dataclass(frozen=True)
 class ClientRound:
     """One device's part in a round; the lists follow `experts`.
@@ -40,6 +66,7 @@ class ClientRound:
     detail: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", printable(self.detail))
         k = len(self.experts)
         if not len(self.usage) == len(self.loss) == len(self.hits) or len(self.usage) not in (0, k):
             raise ValueError(f"{self.client}: usage, loss and hits: expected {k} of each, or none")
@@ -58,7 +85,9 @@ class RoundRecord:
     `objective`, `bound` and `gap` (a fraction) are the assignment's certificate;
     `violated_samples` is by how many samples, over all experts, it misses its load bounds.
     `bytes` are the ledger's rows for this round; `socket_sent_bytes` and `socket_received_bytes`
-    are what the server's own socket saw. `drops` counts dropped messages by reason.
+    are what the server's own socket saw. `drops` counts dropped messages by reason. `devices` are
+    those that were there. The store keeps one description of a device, the newest, and gives it
+    back with the round that brought it.
     """
 
     round: int
@@ -87,3 +116,7 @@ class RoundRecord:
     bytes: list[LedgerRow] = field(default_factory=list)
     drops: dict[str, int] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
+    devices: list[Device] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", [printable(event) for event in self.events])

@@ -1,8 +1,4 @@
-"""`report.json`: a run for programs. For people, `render` gives the closing tables.
-
-Both take the same records, so ``flexmoe report DIR`` prints from the store what the run printed at
-its end.
-"""
+"""`report.json`: a run for programs. For people there are the closing tables, in `tables`."""
 
 from __future__ import annotations
 
@@ -11,43 +7,49 @@ import math
 import numbers
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from broker_server.record import RoundRecord
 from broker_server.sink import Facts
-from broker_server.tables import render
-from broker_server.totals import final
+from broker_server.totals import devices, final
 from edge_runtime.errors import DataError
-
-__all__ = ["FILE_NAME", "render", "write_report"]
 
 FILE_NAME = "report.json"
 
-_ROUND_KEYS = [f.name for f in fields(RoundRecord) if f.name not in ("clients", "bytes")]
+_ROUND_KEYS = [f.name for f in fields(RoundRecord) if f.name not in ("clients", "bytes", "devices")]
 
 
 def write_report(directory: Path, records: Sequence[RoundRecord], facts: Facts) -> Path:
     """Write `report.json`: the facts, ``final`` and ``rounds``; NaN is null. Returns its path.
 
-    The fact ``rounds`` (how many were asked for) becomes ``rounds_planned``. Raises
-    `DataError` if the file cannot be written.
+    The facts ``rounds`` and ``devices`` (how many were asked for) become ``rounds_planned`` and
+    ``devices_planned``; ``devices`` describes those that came. Raises `DataError` if the file
+    cannot be written.
     """
     head: dict[str, Any] = {"name": None, "seed": None}
     for key, value in facts.items():
-        head["rounds_planned" if key == "rounds" else key] = value
+        head[f"{key}_planned" if key in ("rounds", "devices") else key] = value
+    found = devices(records)
+    if found:
+        head["devices"] = [asdict(device) for device in found]
     head["final"] = final(records)
     rounds = ",\n  ".join(_json(_round(record)) for record in records)
     text = f'{_json(head, indent=1)[:-2]},\n "rounds": [\n  {rounds}\n ]\n}}\n'
     path = Path(directory) / FILE_NAME
+    replace_file(path, text)
+    return path
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write the whole file, or leave what was there; `DataError` if it cannot be written."""
     part = path.with_suffix(".part")
     try:
-        part.write_text(text, encoding="ascii")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-    return path
 
 
 def _round(record: RoundRecord) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_runtime.mailbox import MAX_CLIENTS
+from broker_server.record import Device
 from edge_runtime.messages import Hello, Reject, Welcome
 from model_export.models import ModelSpec
 
@@ -19,6 +20,21 @@ class Member:
     hello: Hello
     present: bool = True
 
+    @property
+    def device(self) -> Device:
+        """What the run's record says of it."""
+        hello = self.hello
+        return Device(
+            client=self.client,
+            samples=hello.samples,
+            test_samples=hello.test_samples,
+            trainer=hello.trainer,
+            machine=hello.machine,
+            cores=hello.cores,
+            memory_available_bytes=hello.memory_available_bytes,
+            version=hello.version,
+        )
+
 
 class Roster:
     """All members by name, present or not."""
@@ -27,6 +43,7 @@ class Roster:
         self._spec = spec
         self._session = session
         self._members: dict[str, Member] = {}
+        self.rejected: dict[str, str] = {}  # why, by client: for people to read
 
     def admit(self, client: str, hello: Hello) -> Welcome | Reject:
         """The answer to a device's hello."""
@@ -35,7 +52,10 @@ class Roster:
             reason = f"the federation is full, it has {MAX_CLIENTS} devices"
         if reason:
             self._members.pop(client, None)
+            if len(self.rejected) < MAX_CLIENTS:  # anyone may invent names
+                self.rejected[client] = reason
             return Reject(self._session, reason)
+        self.rejected.pop(client, None)
         self._members[client] = Member(client, hello)
         return Welcome(self._session)
 
@@ -50,10 +70,6 @@ class Roster:
 
     def __contains__(self, client: str) -> bool:
         return client in self._members
-
-    def place(self, client: str) -> int:
-        """The member's place among all, present or not, by name, counted from 0."""
-        return sorted(self._members).index(client)
 
     @property
     def present(self) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from broker_server.broker import open_broker
 from broker_server.experiment import Experiment
+from broker_server.host import Host
 from broker_server.record import RoundRecord
 from broker_server.server import open_store, serve
 from broker_server.sink import Sink
@@ -24,10 +25,11 @@ def run_experiment(
     data = experiment.data
     dataset = datasets.load(data.dataset, data.path or None)
     shards = make_shards(dataset, data.devices, data.partition, experiment.seed, data.test_fraction)
-    broker = open_broker(
-        experiment.broker.address, experiment.broker.port or None, directory / "log"
-    )
-    with broker, open_store(experiment, directory, broker.kind, resume) as store:
+    address, port = experiment.broker.address, experiment.broker.port or None
+    with (
+        open_store(experiment, directory, resume) as store,
+        open_broker(address, port, directory / "log") as broker,
+    ):
         paths = write_shards(shards, directory / "data")
         fleet = Fleet(
             paths,
@@ -36,17 +38,9 @@ def run_experiment(
             experiment.broker.federation,
             experiment.train.trainer,
             directory / "log",
+            directory / "state",
         )
         with fleet:
-            records = serve(
-                experiment,
-                dataset,
-                broker.host,
-                broker.port,
-                broker.kind,
-                store,
-                sinks,
-                watch=fleet.check,
-            )
+            records = serve(experiment, dataset, Host(broker, fleet), store, sinks)
             fleet.wait(STOP_S)
     return records

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from broker_server.record import ClientRound, RoundRecord
+from broker_server.record import ClientRound, Device, RoundRecord
 from edge_runtime.ledger import LedgerRow
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-_LISTS = ("load", "usage", "clients", "bytes", "drops", "events")
+_LISTS = ("load", "usage", "clients", "bytes", "drops", "events", "devices")
 _ROUND_COLUMNS = tuple(f.name for f in fields(RoundRecord) if f.name not in _LISTS)
 _BYTES_COLUMNS = ("client", "direction", "kind", "payload_bytes", "wire_bytes", "messages")
+_DEVICE_COLUMNS = tuple(f.name for f in fields(Device))
 
 _OF_ROUND = "round INTEGER NOT NULL REFERENCES rounds(round) ON DELETE CASCADE"
 SCHEMA = f"""
@@ -41,6 +42,9 @@ CREATE TABLE bytes ({_OF_ROUND}, client TEXT, direction TEXT, kind TEXT, payload
     wire_bytes INTEGER, messages INTEGER, PRIMARY KEY (round, client, direction, kind));
 CREATE TABLE drops ({_OF_ROUND}, reason TEXT, count INTEGER, PRIMARY KEY (round, reason));
 CREATE TABLE events ({_OF_ROUND}, position INTEGER, text TEXT, PRIMARY KEY (round, position));
+CREATE TABLE devices ({_OF_ROUND}, client TEXT PRIMARY KEY ON CONFLICT REPLACE, samples INTEGER,
+    test_samples INTEGER, trainer TEXT, machine TEXT, cores REAL, memory_available_bytes INTEGER,
+    version TEXT);
 CREATE TABLE checkpoint ({_OF_ROUND}, data BLOB NOT NULL);
 """
 
@@ -75,6 +79,10 @@ def to_rows(record: RoundRecord) -> dict[str, list[list[Any]]]:
         ],
         "drops": [[number, reason, count] for reason, count in record.drops.items()],
         "events": [[number, position, text] for position, text in enumerate(record.events)],
+        "devices": [
+            [number, *(getattr(device, name) for name in _DEVICE_COLUMNS)]
+            for device in record.devices
+        ],
     }
     return {table: [[_cell(x) for x in cells] for cells in rows[table]] for table in rows}
 
@@ -104,6 +112,7 @@ def from_rows(select: Select) -> RoundRecord:
         bytes=[LedgerRow(*cells) for cells in select(", ".join(_BYTES_COLUMNS), "bytes")],
         drops=dict(select("reason, count", "drops")),
         events=[text for (text,) in select("text", "events", "position")],
+        devices=[Device(*cells) for cells in select(", ".join(_DEVICE_COLUMNS), "devices")],
     )
 
 

@@ -16,8 +16,9 @@ from broker_server.coordinator import Federation, quorum, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
+from broker_server.host import Host
 from broker_server.record import RoundRecord
-from broker_server.report import write_report
+from broker_server.report import replace_file, write_report
 from broker_server.roster import Roster
 from broker_server.sink import Facts, Sink
 from broker_server.spool import Spool
@@ -40,24 +41,24 @@ from model_export.split import to_weights
 def serve(
     experiment: Experiment,
     dataset: Dataset,
-    host: str,
-    port: int,
-    broker_kind: str,
+    host: Host,
     store: Store,
     sinks: Sequence[Sink],
-    watch: Callable[[], None] = lambda: None,
 ) -> list[RoundRecord]:
-    """Run `experiment` with the devices on this broker, from where `store` left off.
+    """Run `experiment` with the devices on the host's broker, from where `store` left off.
 
-    `watch` is called while the devices join: it may raise when one of them cannot come. Whatever
-    ends the rounds early, the devices are told to stop and the finished rounds are reported.
+    Whatever ends the rounds early, the devices are told to stop and the finished rounds are
+    reported.
     """
     # The models are small: one thread is as fast, and its sums repeat themselves.
     torch.set_num_threads(1)
     spec = make_spec(experiment, dataset)
     state = _first_state(experiment, spec, store)
-    directory, facts = store.path.parent, run_facts(experiment, broker_kind)
-    link = MqttLink(host, port, client_id=f"flexmoe-{experiment.broker.federation}-server")
+    directory, facts = store.path.parent, run_facts(experiment, host.broker.kind)
+    store.describe(to_toml(experiment), facts)
+    replace_file(directory / "config.toml", to_toml(experiment))
+    client_id = f"flexmoe-{experiment.broker.federation}-server"
+    link = MqttLink(host.broker.host, host.broker.port, client_id)
     try:
         mailbox = ServerMailbox(link, experiment.broker.federation, Ledger())
         codec, spool = RawCodec(), Spool(directory / "spool")
@@ -65,7 +66,7 @@ def serve(
         federation = Federation(
             experiment=experiment,
             roster=roster,
-            exchange=Exchange(mailbox, roster, state.session, spool, codec),
+            exchange=Exchange(mailbox, roster, state.session, spool, codec, watch=host.check),
             spool=spool,
             codec=codec,
             artifacts=Artifacts(experiment, spec, ProgramCache(), codec),
@@ -74,6 +75,7 @@ def serve(
                 spec, dataset.x_test, dataset.y_test, experiment.gate.mode == "local"
             ),
             traffic=Traffic(mailbox),
+            incidents=host.incidents,
         )
         records = store.records()
         for sink in sinks:
@@ -81,7 +83,7 @@ def serve(
         reason = "the server ended the run early"
         try:
             federation.artifacts.prepare()
-            _gather(federation, sinks, watch)
+            _gather(federation, sinks, host)
 
             def finished(after: State, record: RoundRecord) -> None:
                 nonlocal state
@@ -106,21 +108,25 @@ def serve(
         link.close()
 
 
-def open_store(experiment: Experiment, directory: Path, broker_kind: str, resume: bool) -> Store:
+def open_store(experiment: Experiment, directory: Path, resume: bool) -> Store:
     """A new store for `experiment`, or the one in `directory` to go on from."""
     if not resume:
-        store = Store.create(directory, to_toml(experiment), run_facts(experiment, broker_kind))
-        (directory / "config.toml").write_text(to_toml(experiment))
-        return store
+        return Store.create(directory)
     store = Store.open(directory)
-    # More rounds may be asked for, and the broker may have moved; anything else is another run.
-    free = {"rounds": experiment.rounds, "broker": experiment.broker}
-    if load_experiment(directory / "config.toml").model_copy(update=free) != experiment:
+    try:
+        before = load_experiment(directory / "config.toml")
+        # More rounds may be asked for, the broker may have moved, and each device chooses its own
+        # trainer; anything else is another run.
+        train = before.train.model_copy(update={"trainer": experiment.train.trainer})
+        free = {"rounds": experiment.rounds, "broker": experiment.broker, "train": train}
+        if before.model_copy(update=free) != experiment:
+            raise ConfigError(
+                f"{directory}: this run was started with other settings (see its config.toml); "
+                "resume it with those, or choose another --out"
+            )
+    except BaseException:
         store.close()
-        raise ConfigError(
-            f"{directory}: this run was started with other settings (see its config.toml); "
-            "resume it with those, or choose another --out"
-        )
+        raise
     return store
 
 
@@ -134,7 +140,7 @@ def make_spec(experiment: Experiment, dataset: Dataset) -> ModelSpec:
     )
 
 
-def _gather(federation: Federation, sinks: Sequence[Sink], watch: Callable[[], None]) -> None:
+def _gather(federation: Federation, sinks: Sequence[Sink], host: Host) -> None:
     """Wait for the devices; go on without some as long as there is a quorum."""
     experiment = federation.experiment
     expected = experiment.data.devices
@@ -143,13 +149,17 @@ def _gather(federation: Federation, sinks: Sequence[Sink], watch: Callable[[], N
         for sink in sinks:
             sink.joined(count, expected)
 
-    federation.exchange.gather(expected, experiment.round.join_timeout_s, joined, watch)
+    federation.exchange.gather(
+        expected, experiment.round.join_timeout_s, joined, host.check_joining
+    )
     count = len(federation.roster.present)
     if count < quorum(experiment, expected):
+        rejected = [f"{c} was rejected: {why}" for c, why in federation.roster.rejected.items()]
+        advice = "start the others, or set data.devices to what there is"
         raise FleetError(
             f"{count} of {expected} devices joined within {experiment.round.join_timeout_s:g} s "
             f"(round.join_timeout_s), round.quorum asks for {quorum(experiment, expected)}; "
-            "start the others, or set data.devices to what there is"
+            f"{'; '.join(rejected)[:500] or advice}"
         )
 
 

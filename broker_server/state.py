@@ -23,6 +23,8 @@ class State:
     """After `round` rounds of `session`.
 
     `quality` and `trials` (rounds in which the pair trained) are [E] by client, `load` is H [E].
+    `places` are all clients in the order in which rounds first saw them, within a round by name: a
+    list of capacities in the experiment is dealt out in this order.
     """
 
     session: str
@@ -31,6 +33,7 @@ class State:
     quality: Mapping[str, NDArray[np.float64]]
     trials: Mapping[str, NDArray[np.int64]]
     load: NDArray[np.int64]
+    places: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """A checkpoint: the digest of what follows, and a msgpack map."""
@@ -43,6 +46,7 @@ class State:
                 "quality": {client: row.tolist() for client, row in self.quality.items()},
                 "trials": {client: row.tolist() for client, row in self.trials.items()},
                 "load": self.load.tolist(),
+                "places": list(self.places),
             }
         )
         return digest(packed) + packed
@@ -66,4 +70,5 @@ class State:
             quality={client: np.array(row) for client, row in raw["quality"].items()},
             trials={c: np.array(row, dtype=np.int64) for c, row in raw["trials"].items()},
             load=np.array(raw["load"], dtype=np.int64),
+            places=tuple(raw["places"]),
         )

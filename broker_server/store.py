@@ -36,20 +36,21 @@ class Store:
             self._database.execute("PRAGMA foreign_keys = ON")
 
     @classmethod
-    def create(
-        cls, directory: Path, experiment_toml: str, facts: Mapping[str, Any] | None = None
-    ) -> Store:
-        """A new store in `directory`, which is made if need be; `ConfigError` if it has a run."""
+    def create(cls, directory: Path) -> Store:
+        """A new store in `directory`, which is made if need be; `ConfigError` if it has a run.
+
+        One that broke off before its first round is none: its store is used again.
+        """
         path = Path(directory) / FILE_NAME
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
         except FileExistsError:
             if path.parent.is_dir():
-                problem = "holds a run already; choose another directory with --out"
-            else:
-                problem = "is not a directory; choose another with --out"
-            raise ConfigError(f"{path.parent}: {problem}") from None
+                return cls._take_over(path.parent)
+            raise ConfigError(
+                f"{path.parent}: is not a directory; choose another with --out"
+            ) from None
         except OSError as error:
             raise ConfigError(
                 f"{path.parent}: cannot be written: {error.strerror}; choose another directory "
@@ -61,13 +62,36 @@ class Store:
         with store._transaction() as database:
             for statement in SCHEMA.split(";"):
                 database.execute(statement)
-            database.execute("INSERT INTO run VALUES ('experiment', ?)", (experiment_toml,))
-            database.executemany(
-                "INSERT INTO run VALUES (?, ?)",
-                [(f"fact.{key}", json.dumps(value)) for key, value in (facts or {}).items()],
-            )
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        return store
+
+    @classmethod
+    def _take_over(cls, directory: Path) -> Store:
+        """The store in `directory`, if it has no round and nobody else has it open."""
+        try:
+            store = cls.open(directory)
+        except DataError as error:
+            raise ConfigError(f"{error}; choose another directory with --out") from None
+        try:
+            with store._transaction() as database:
+                (rounds,) = database.execute("SELECT count(*) FROM rounds").fetchone()
+            if rounds:
+                raise ConfigError(
+                    f"{directory}: holds a run already; go on with it by --resume, or choose "
+                    "another directory with --out"
+                )
+            for mode in ("DELETE", "WAL"):  # leaving WAL succeeds only for its sole user
+                store._database.execute(f"PRAGMA journal_mode = {mode}")
+        except sqlite3.OperationalError as error:
+            store.close()
+            raise ConfigError(
+                f"{directory}: another run has just begun there ({error}); choose another "
+                "directory with --out"
+            ) from None
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -106,14 +130,17 @@ class Store:
     ) -> None:
         self.close()
 
-    def experiment_toml(self) -> str:
-        """The experiment, as `create` was given it."""
+    def describe(self, experiment_toml: str, facts: Mapping[str, Any]) -> None:
+        """Say what runs, in place of what was said before."""
+        rows = [(f"fact.{key}", json.dumps(value)) for key, value in facts.items()]
         with self._transaction() as database:
-            row = database.execute("SELECT value FROM run WHERE key = 'experiment'").fetchone()
-        return str(row[0])
+            database.execute("DELETE FROM run")
+            database.executemany(
+                "INSERT INTO run VALUES (?, ?)", [("experiment", experiment_toml), *rows]
+            )
 
     def facts(self) -> dict[str, Any]:
-        """The facts, as `create` was given them."""
+        """The facts, as `describe` was given them last."""
         with self._transaction() as database:
             rows = database.execute(
                 "SELECT substr(key, 6), value FROM run WHERE key LIKE 'fact.%' ORDER BY rowid"

@@ -98,6 +98,14 @@ def _result(records: Sequence[RoundRecord], facts: Facts) -> Table:
             f"({figure(closing['rounds_s'] / rounds, 2)} s a round)",
         ),
     ]
+    if closing["device_peak_rss_mib"] is not None:
+        peak, cpu = closing["device_peak_rss_mib"], closing["device_cpu_s"]
+        lines.append(
+            (
+                "devices",
+                f"{figure(peak, 1)} MiB of memory at most, {figure(cpu, 1)} s of CPU in all",
+            )
+        )
     missed = sum(record.violated_samples > 0 for record in records)
     if missed:
         samples = closing["violated_samples"]

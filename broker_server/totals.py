@@ -7,16 +7,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from broker_server.record import RoundRecord
+from broker_server.record import Device, RoundRecord
 from edge_runtime.ledger import LedgerRow
 
 
 def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
-    """The last round's accuracies and balance, and sums over all rounds."""
+    """The last round's accuracies and balance, and sums over all rounds.
+
+    ``device_peak_rss_mib`` is the largest of all devices, ``device_cpu_s`` the sum of all.
+    """
     if not records:
         return {"rounds": 0}
     last = records[-1]
     rows = [row for record in records for row in record.bytes]
+    peaks, cpu = _telemetry(records, "peak_rss_mib"), _telemetry(records, "cpu_s")
     return {
         "rounds": len(records),
         "global_accuracy": last.global_accuracy,
@@ -33,6 +37,8 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
         "socket_received_bytes": sum(r.socket_received_bytes for r in records),
         "rounds_s": sum(r.round_s for r in records),
         "violated_samples": sum(r.violated_samples for r in records),
+        "device_peak_rss_mib": max(peaks, default=None),
+        "device_cpu_s": sum(cpu) if cpu else None,
         "drops": drops(records),
         "left_out": {
             client: {status: len(rounds) for status, (rounds, _) in by_status.items()}
@@ -41,6 +47,17 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
         "bytes_by_client": {client: sums(mine) for client, mine in grouped(rows, "client").items()},
         "bytes_by_kind": {kind: sums(mine) for kind, mine in grouped(rows, "kind").items()},
     }
+
+
+def _telemetry(records: Sequence[RoundRecord], key: str) -> list[float]:
+    """What the devices' reports say under `key`, where they say it."""
+    return [c.telemetry[key] for r in records for c in r.clients if key in c.telemetry]
+
+
+def devices(records: Sequence[RoundRecord]) -> list[Device]:
+    """The devices by name, each as it last described itself."""
+    newest = {device.client: device for record in records for device in record.devices}
+    return [newest[client] for client in sorted(newest)]
 
 
 def grouped(rows: Iterable[LedgerRow], attribute: str) -> dict[str, list[LedgerRow]]:

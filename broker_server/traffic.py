@@ -11,7 +11,10 @@ from edge_runtime.mailbox import ServerMailbox
 
 @dataclass(frozen=True)
 class RoundTraffic:
-    """All figures are of one round; `rows` include the connection's own bytes."""
+    """All figures are of one round; `rows` include the connection's own bytes.
+
+    Packets that waited to be taken when the round was cut belong to the next one, in all figures.
+    """
 
     rows: list[LedgerRow]
     socket_sent_bytes: int
@@ -39,7 +42,7 @@ class Traffic:
     def cut(self) -> RoundTraffic:
         """What was counted since the last call."""
         link = self._mailbox.link
-        sent, received = link.sent_bytes, link.received_bytes
+        sent, received = map(max, link.settled_bytes(), (self._sent_bytes, self._received_bytes))
         self._mailbox.ledger.reconcile(sent, received, role="server")
         drops: Counter[str] = Counter()
         for (_, reason), count in self._mailbox.drops.items():

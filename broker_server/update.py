@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from broker_server.aggregation import ClientUpdate
 from edge_runtime.blob import kind_of_expert
 from edge_runtime.codec import Codec
 from edge_runtime.errors import WireError
 from edge_runtime.messages import Assign, Report
-from edge_runtime.parts import GATE, ModelParts, check_like
+from edge_runtime.parts import GATE, ModelParts, Tensors, check_like
 
 # A codec may add a header to a tensor's bytes, never this much.
 _MAX_HEADER_BYTES = 64 * 1024
@@ -59,14 +61,24 @@ def decode_update(
     gate = None
     if not assign.local_gate:
         like = {GATE: model.gate[assign.experts]}
-        gate = check_like(codec.decode(blobs["gate"]), like, "gate")[GATE]
-    backbone = check_like(codec.decode(blobs["backbone"]), model.backbone, "backbone")
+        gate = _change(codec.decode(blobs["gate"]), like, "gate")[GATE]
+    backbone = _change(codec.decode(blobs["backbone"]), model.backbone, "backbone")
     changes = [
-        check_like(codec.decode(blobs[kind]), model.experts[expert], kind)
+        _change(codec.decode(blobs[kind]), model.experts[expert], kind)
         for expert in assign.experts
         for kind in [kind_of_expert(expert)]
     ]
     return ClientUpdate(samples, assign.experts, report.usage, backbone, gate, changes)
+
+
+def _change(tensors: Tensors, model: Tensors, what: str) -> Tensors:
+    """A change to `model` whose sum with it is finite, so that every mean of such sums is, too."""
+    change = check_like(tensors, model, what)
+    with np.errstate(over="ignore"):
+        for name, value in change.items():
+            if not np.isfinite(model[name] + value).all():
+                raise WireError("not-finite", f"{what}: {name!r} overflows when it is added")
+    return change
 
 
 def _size_bytes(kind: str, model: ModelParts) -> int:

@@ -25,10 +25,11 @@ class Fleet:
         port: int,
         federation: str,
         trainer: str,
-        directory: Path,
+        log_directory: Path,
+        state_directory: Path,
     ) -> None:
-        """Start a device for each of `shards`; their logs go to `directory`."""
-        self._directory = directory
+        """Start a device for each of `shards`."""
+        self._ended: set[str] = set()
         self._devices: dict[str, ChildProcess] = {}
         # Devices share this machine's cores: one thread each, or they fight for them.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -37,7 +38,8 @@ class Fleet:
                 command = [sys.executable, "-m", "edge_runtime", "device", "--id", name]
                 command += ["--data", str(shard), "--broker", f"{host}:{port}"]
                 command += ["--federation", federation, "--trainer", trainer]
-                log = directory / f"{name}.log"
+                command += ["--state", str(state_directory)]
+                log = log_directory / f"{name}.log"
                 self._devices[name] = ChildProcess.start(command, name, log, environment)
         except BaseException:
             self.stop()
@@ -61,8 +63,17 @@ class Fleet:
 
     def check(self) -> None:
         """Raise `FleetError`, with the log's last lines, if a device has ended with an error."""
+        if ended := self.ended():
+            raise FleetError("; ".join(ended))
+
+    def ended(self) -> list[str]:
+        """What to say of each device that has ended with an error since the last call."""
+        said = []
         for name, device in self._devices.items():
             code = device.poll()
-            if code not in (None, 0):
-                lines = " | ".join(device.tail(2).splitlines()) or "it printed nothing"
-                raise FleetError(f"{name} ended with code {code}: {lines} (log: {device.log_path})")
+            if code in (None, 0) or name in self._ended:
+                continue
+            self._ended.add(name)
+            lines = " | ".join(device.tail(2).splitlines()) or "it printed nothing"
+            said.append(f"{name} ended with code {code}: {lines} (log: {device.log_path})")
+        return said

@@ -11,16 +11,16 @@ import logging
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime import local_training
 from edge_runtime.blob import BlobShelf, kind_of_expert, make_ref
 from edge_runtime.cgroup import usable_cores
 from edge_runtime.codec import Codec
 from edge_runtime.errors import FlexmoeError, ProgramError, WireError
+from edge_runtime.local_gate import LocalGate
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import (
     Assign,
@@ -55,6 +55,7 @@ from edge_runtime.transfer import Download, serve
 log = logging.getLogger("flexmoe.device")
 
 HELLO_EVERY_S = 3.0
+MAX_EPOCHS = 1_000_000
 POLL_S = 0.5
 
 
@@ -88,7 +89,6 @@ class _Session:
     next_work: Assign | None = None
     doing: Assign | None = None
     finished: _Finished | None = None
-    gate_rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     upload_s: float = 0.0
 
 
@@ -102,6 +102,7 @@ class Agent:
         trainer: Trainer,
         codec: Codec,
         shelf: BlobShelf,
+        local_gate: LocalGate | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mailbox = mailbox
@@ -109,10 +110,13 @@ class Agent:
         self._trainer = trainer
         self._codec = codec
         self._shelf = shelf
+        self._local_gate = local_gate or LocalGate()
         self._clock = clock
         self._telemetry = Telemetry()
+        self._memory_available_bytes: int | None = None
         self._session = _Session()
         self._download: Download | None = None
+        self._socket_bytes = (0, 0)  # sent and received, at the last report
         self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
         self._greeted = 0  # the connection whose hello the server last answered
         self._hello_on = 0  # the connection on which the last hello was said, and when
@@ -160,6 +164,7 @@ class Agent:
 
     def _work(self, work: Assign) -> _Finished:
         """Fetch, train, evaluate; the report and the update that it names."""
+        _check(work)
         began_s = self._clock()
         self._telemetry.begin()
         with self._shelf.hold(ref.digest for ref in _references(work)):
@@ -180,7 +185,14 @@ class Agent:
         if result is None:
             raise Superseded
         trained_s = self._clock()
-        tested = local_training.evaluate(self._trainer, self._shard.x_test, self._shard.y_test)
+        tested = local_training.evaluate(
+            self._trainer,
+            self._shard.x_test,
+            self._shard.y_test,
+            interrupted=lambda: self._out_of_date(work),
+        )
+        if tested is None:
+            raise Superseded
         update = self._update(work, split(self._trainer.weights()), before)
         report = Report(
             session=work.session,
@@ -198,13 +210,23 @@ class Agent:
                 "train_s": trained_s - fetched_s,
                 "train_steps": float(result.steps),
                 "previous_upload_s": self._session.upload_s,
-                "socket_sent_bytes": float(self._mailbox.link.sent_bytes),
-                "socket_received_bytes": float(self._mailbox.link.received_bytes),
+                **self._bytes_moved(),
             },
             update=[ref for ref, _ in update],
         )
         log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
         return _Finished(work, report, {ref.digest: data for ref, data in update}, self._clock())
+
+    def _bytes_moved(self) -> dict[str, float]:
+        """What the socket moved: since the device started, and since the last report."""
+        link, before = self._mailbox.link, self._socket_bytes
+        sent, received = self._socket_bytes = (link.sent_bytes, link.received_bytes)
+        return {
+            "socket_sent_bytes": float(sent),
+            "socket_received_bytes": float(received),
+            "uplink_bytes": float(sent - before[0]),
+            "downlink_bytes": float(received - before[1]),
+        }
 
     def _fetch(self, work: Assign) -> None:
         """Ask for what is not on the shelf, a window of chunks at a time, until all is there."""
@@ -248,9 +270,11 @@ class Agent:
             raise ProgramError(f"the program's gate has no rows for experts {work.experts}")
         gate = np.zeros(shapes[GATE], np.float32)
         rows = check_like(self._tensors(work.gate), {GATE: gate[work.experts]}, "gate")[GATE]
-        for expert, row in zip(work.experts, rows, strict=True):
-            own = self._session.gate_rows.get(expert) if work.local_gate else None
-            gate[expert] = row if own is None else own
+        gate[work.experts] = rows
+        if work.local_gate:
+            own = self._local_gate.rows(work.round)
+            for expert in own.keys() & set(work.experts):
+                gate[expert] = own[expert]
         experts = tuple(self._tensors(ref) for ref in work.expert_blobs)
         return ModelParts(self._tensors(work.backbone), gate, experts)
 
@@ -260,8 +284,7 @@ class Agent:
         """What training changed, as blobs: backbone, gate rows (unless local), each expert."""
         update = [("backbone", difference(after.backbone, before.backbone))]
         if work.local_gate:
-            for expert in work.experts:
-                self._session.gate_rows[expert] = after.gate[expert].copy()
+            self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
         else:
             update.append(("gate", {GATE: (after.gate - before.gate)[work.experts]}))
         for slot, expert in enumerate(work.experts):
@@ -302,11 +325,11 @@ class Agent:
                 self._enter(session)
                 self._greeted = 0
                 self._hello_at_s = -HELLO_EVERY_S
-            case Welcome(session):
+            case Welcome(session) if self._answers(session):
                 self._enter(session)
                 # The answer to a hello of an earlier connection says nothing about this one.
                 self._greeted = self._hello_on
-            case Reject(_, reason):
+            case Reject(session, reason) if self._answers(session):
                 raise Refused(f"the server rejected this device: {reason}")
             case Stop(session, reason) if session == self._session.name:
                 raise Stopped(reason)
@@ -348,6 +371,9 @@ class Agent:
         if connection == self._greeted or waits:
             return
         self._hello_on, self._hello_at_s = connection, now_s
+        if self._memory_available_bytes is None:
+            # Measured once: later, the device's own program would count against it.
+            self._memory_available_bytes = memory_available_bytes()
         self._mailbox.send(
             Hello(
                 session=self._session.name,
@@ -358,14 +384,19 @@ class Agent:
                 trainer=self._trainer.name,
                 machine=platform.machine(),
                 cores=usable_cores(),
-                memory_available_bytes=memory_available_bytes(),
+                memory_available_bytes=self._memory_available_bytes,
                 version=importlib.metadata.version("flexmoe"),
             )
         )
 
+    def _answers(self, session: str) -> bool:
+        """Whether this may be the answer to a hello: from another session only if one is due."""
+        return session == self._session.name or self._greeted != self._hello_on
+
     def _enter(self, session: str) -> None:
         if session != self._session.name:
             self._session = _Session(session)
+            self._local_gate.enter(session)
 
     # --- blobs ---------------------------------------------------------------------------------
 
@@ -379,6 +410,16 @@ class Agent:
 
     def _tensors(self, ref: BlobRef) -> Tensors:
         return dict(self._codec.decode(self._blob(ref)))
+
+
+def _check(work: Assign) -> None:
+    """Raise `WireError` for work that makes no sense."""
+    experts = work.experts
+    if not experts or experts != sorted(set(experts)) or len(experts) != len(work.expert_blobs):
+        raise WireError("bad-assign", f"experts {experts}, {len(work.expert_blobs)} expert blobs")
+    rates_fit = work.learning_rate > 0 and 0 <= work.momentum < 1 and work.weight_decay >= 0
+    if not rates_fit or not 1 <= work.epochs <= MAX_EPOCHS or work.seed < 0:
+        raise WireError("bad-assign", "epochs, rates or seed are out of range")
 
 
 def _references(work: Assign) -> list[BlobRef]:

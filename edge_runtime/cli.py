@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"flexmoe: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
+        # All is ended and told; an impatient user must not see the interpreter's own end fail.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("flexmoe: interrupted", file=sys.stderr)
         return INTERRUPTED
 
@@ -83,6 +85,9 @@ def device_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shelf-mib", type=int, default=64, metavar="N", help="memory for received blobs, MiB"
     )
+    parser.add_argument(
+        "--state", metavar="DIR", type=Path, help="keep a local gate here, to survive a restart"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what happens on the way")
     return parser
 
@@ -100,6 +105,7 @@ def run_device(arguments: Sequence[str]) -> int:
     from edge_runtime.blob import BlobShelf
     from edge_runtime.codec import RawCodec
     from edge_runtime.ledger import Ledger
+    from edge_runtime.local_gate import LocalGate
     from edge_runtime.mailbox import DeviceMailbox, up_topic, valid_name
     from edge_runtime.messages import Gone, pack
     from edge_runtime.mqtt import MqttLink
@@ -123,7 +129,8 @@ def run_device(arguments: Sequence[str]) -> int:
     )
     try:
         mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())
-        agent = Agent(mailbox, shard, trainer, RawCodec(), shelf)
+        gate = LocalGate(options.state / f"{options.id}.gate" if options.state else None)
+        agent = Agent(mailbox, shard, trainer, RawCodec(), shelf, gate)
         try:
             reason = agent.live()
         except KeyboardInterrupt:

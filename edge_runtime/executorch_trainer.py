@@ -1,7 +1,8 @@
 """The stock ExecuTorch Python runtime as a `Trainer`; the device's only module that imports torch.
 
-It holds about 400 MB with torch loaded, so it serves emulated fleets, big boards and the tests,
-where it is the oracle for other trainers.
+One per process: two of them in two threads deadlock. With torch loaded a device holds about 250
+MiB, so this serves emulated fleets, big boards and the tests, where it is the oracle for other
+trainers.
 """
 
 from __future__ import annotations

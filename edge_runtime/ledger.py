@@ -96,10 +96,10 @@ class Ledger:
     def reconcile(self, sent_bytes: int, received_bytes: int, role: Role) -> int:
         """Book what the socket moved beyond all other rows as kind ``connection`` of no client.
 
-        Takes the socket's totals since the start. The ``connection`` rows are *set* to the
-        remainder, not added to: a packet that the socket has counted and nobody has booked yet is
-        in the remainder only until it is booked. They never sink below the last `cut`, so that no
-        cut shows negative bytes.
+        Takes the socket's totals since the start, without packets that nobody can have booked yet
+        (`Link.settled_bytes`): a cut would show them as ``connection``, and the next one again. The
+        ``connection`` rows are *set* to the remainder, not added to: they heal when packets are
+        booked late. They never sink below the last `cut`, so that no cut shows negative bytes.
 
         Returns the bytes that the ledger holds beyond the socket's totals: 0 when both agree, more
         while booked packets still wait to be sent.

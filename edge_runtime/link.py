@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from edge_runtime.errors import BrokerError, WireError
+from edge_runtime.inbox import INBOX_BYTES as INBOX_BYTES
+from edge_runtime.inbox import INBOX_PACKETS as INBOX_PACKETS
+from edge_runtime.inbox import Inbox
 from edge_runtime.messages import MAX_MESSAGE_BYTES
 
 PUBACK_BYTES = 4
-INBOX_PACKETS = 4096
-INBOX_BYTES = 64 << 20
+# Of what waits to be acknowledged. MQTT has 65,535 packet ids for it.
+OUTBOX_PACKETS = 4096
+OUTBOX_BYTES = 64 << 20
 _LARGEST_REMAINING_LENGTH = 268_435_455
 
 
@@ -79,6 +84,12 @@ class Link(Protocol):
         `WireError` if the payload is larger than a message may be, `BrokerError` after `close`.
         """
 
+    def has_room(self) -> bool:
+        """Whether more bulk data may be published, or too much waits to be acknowledged.
+
+        `publish` queues without limit; whoever answers what others ask for has to look here.
+        """
+
     def receive(self, timeout_s: float) -> Packet | None:
         """The next packet, or None after `timeout_s` or when the link is closed."""
 
@@ -95,6 +106,13 @@ class Link(Protocol):
     @property
     def received_bytes(self) -> int:
         """All bytes that came out of the socket, over all connections."""
+
+    def settled_bytes(self) -> tuple[int, int]:
+        """`sent_bytes` and `received_bytes` without what nobody can have booked yet.
+
+        That are the packets that are half read or wait to be taken, and their PUBACKs. Never more
+        than the truth, so nothing is booked twice. To be asked by the one that receives.
+        """
 
     @property
     def connections(self) -> int:
@@ -115,49 +133,6 @@ class Link(Protocol):
     @property
     def oversized(self) -> int:
         """Packets dropped because they were larger than a message may be."""
-
-
-class Inbox:
-    """A bounded queue of packets between a network thread and its owner."""
-
-    def __init__(self, max_packets: int, max_bytes: int = INBOX_BYTES) -> None:
-        self.overflowed = 0
-        self.oversized = 0
-        self._max_packets = max_packets
-        self._max_bytes = max_bytes
-        self._packets: deque[Packet] = deque()
-        self._bytes = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def put(self, packet: Packet) -> None:
-        """Add a packet, or count why it was dropped. Never waits."""
-        size = len(packet.payload)
-        with self._changed:
-            if size > MAX_MESSAGE_BYTES:
-                self.oversized += 1
-            elif len(self._packets) >= self._max_packets or self._bytes + size > self._max_bytes:
-                self.overflowed += 1
-            else:
-                self._packets.append(packet)
-                self._bytes += size
-                self._changed.notify()
-
-    def get(self, timeout_s: float) -> Packet | None:
-        """The oldest packet; None after `timeout_s` or once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._packets or self._closed, max(0.0, timeout_s))
-            if self._closed or not self._packets:
-                return None
-            packet = self._packets.popleft()
-            self._bytes -= len(packet.payload)
-            return packet
-
-    def close(self) -> None:
-        """Give out nothing any more, and wake whoever waits."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class MemoryBroker:
@@ -241,8 +216,17 @@ class MemoryLink:
             self._send_all()
         return packet
 
+    def has_room(self) -> bool:
+        with self._broker.lock:
+            return has_room([len(packet.payload) for packet in self._unsent])
+
     def receive(self, timeout_s: float) -> Packet | None:
         return self._inbox.get(timeout_s)
+
+    def settled_bytes(self) -> tuple[int, int]:
+        with self._broker.lock:
+            waiting, acks = self._inbox.waiting_bytes
+            return self.sent_bytes - acks, self.received_bytes - waiting
 
     def flush(self, timeout_s: float) -> bool:
         with self._broker.lock:
@@ -282,6 +266,11 @@ class MemoryLink:
             self.sent_bytes += packet.wire_bytes
             self.received_bytes += packet.ack_bytes
             self._broker.route(packet)
+
+
+def has_room(unacknowledged: Collection[int]) -> bool:
+    """Whether a link with unacknowledged payloads of these sizes takes more bulk data."""
+    return len(unacknowledged) < OUTBOX_PACKETS and sum(unacknowledged) < OUTBOX_BYTES
 
 
 def outgoing(topic: str, payload: bytes) -> Packet:

@@ -80,10 +80,20 @@ def _diverged(steps: int, what: str, rates: Rates) -> ProgramError:
     )
 
 
-def evaluate(trainer: Trainer, x: NDArray[np.float32], y: NDArray[np.int64]) -> Evaluation:
-    """The current model on `x` [n, *shape], `y` [n]; nothing for an empty set."""
+def evaluate(
+    trainer: Trainer,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """The current model on `x` [n, *shape], `y` [n]; no hits for an empty set.
+
+    Returns None when `interrupted()` turned true between two batches.
+    """
     stats = np.zeros((trainer.layout.k, 3))
     for batch in batches(x, y, np.arange(len(y)), trainer.layout.batch):
+        if interrupted():
+            return None
         stats += trainer.evaluate(batch).stats
     _, loss_sum, hits = stats.sum(axis=0)
     return Evaluation(hits=int(hits), samples=len(y), loss=float(loss_sum / max(len(y), 1)))

@@ -6,18 +6,18 @@ Topics, with the protocol's version and the federation's name in front::
     flexmoe/<version>/<federation>/down/<client>   the server to one device
     flexmoe/<version>/<federation>/all             the server to every device
 
-Who sent a message is what its topic says, so a broker's access rules can keep devices apart.
+Who sent a message is what its topic says, so a broker's access rules can keep devices apart. Anyone
+may invent names: the server books what comes from names that it does not know under one account.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections import Counter
 
 from edge_runtime.errors import ConfigError, WireError
-from edge_runtime.ledger import Direction, Ledger
+from edge_runtime.ledger import NOBODY, Direction, Ledger
 from edge_runtime.link import Link, Packet
 from edge_runtime.messages import (
     VERSION,
@@ -44,8 +44,8 @@ TO_DEVICE = (Rollcall, Welcome, Reject, Assign, Fetch, Chunk, Received, Stop)
 TO_ALL = (Rollcall, Stop)
 
 MESSAGE_KIND = "message"
+UNKNOWN = "(unknown)"  # no client can be called so
 MAX_CLIENTS = 16_384
-MAX_KINDS = 4_096
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _BLOB_KIND = re.compile(r"program|backbone|gate|expert:[0-9]{1,6}")
 
@@ -71,42 +71,28 @@ def all_topic(federation: str) -> str:
 
 
 class BlobKinds:
-    """What kind each client's blobs are, learnt from the messages that name them. Bounded."""
+    """What kind each client's blobs are: those that its last `Assign` and last `Report` name."""
 
     def __init__(self) -> None:
-        self._kinds: OrderedDict[str, OrderedDict[bytes, str]] = OrderedDict()
+        self._kinds: dict[str, dict[type, dict[bytes, str]]] = {}
 
     def learn(self, client: str, message: Message) -> None:
-        """Remember the blobs that an `Assign` or a `Report` names; a bounded number a client."""
-        refs = _refs(message)
-        if not refs:
-            return
-        kinds = self._kinds.setdefault(client, OrderedDict())
-        self._kinds.move_to_end(client)
-        for ref in refs:
-            if _BLOB_KIND.fullmatch(ref.kind):
-                kinds[ref.digest] = ref.kind
-                kinds.move_to_end(ref.digest)
-        while len(kinds) > MAX_KINDS:
-            kinds.popitem(last=False)
-        while len(self._kinds) > MAX_CLIENTS:
-            self._kinds.popitem(last=False)
+        """Remember the blobs that an `Assign` or a `Report` names, in place of the last one's."""
+        if refs := blobs_named_in(message):
+            kinds = {ref.digest: ref.kind for ref in refs if _BLOB_KIND.fullmatch(ref.kind)}
+            self._kinds.setdefault(client, {})[type(message)] = kinds
 
     def kind(self, client: str, message: Message) -> str:
         """The kind to book a message under."""
-        if not isinstance(message, Chunk):
-            return MESSAGE_KIND
-        kinds = self._kinds.get(client)
-        return kinds.get(message.digest, MESSAGE_KIND) if kinds else MESSAGE_KIND
+        if isinstance(message, Chunk):
+            for kinds in self._kinds.get(client, {}).values():
+                if message.digest in kinds:
+                    return kinds[message.digest]
+        return MESSAGE_KIND
 
-    def forget(self, client: str, digests: Iterable[bytes] | None = None) -> None:
-        """Drop some of a client's blobs, or all of them."""
-        if digests is None:
-            self._kinds.pop(client, None)
-            return
-        kinds = self._kinds.get(client, OrderedDict())
-        for digest in digests:
-            kinds.pop(digest, None)
+    def forget(self) -> None:
+        """Drop all blobs of all clients."""
+        self._kinds.clear()
 
 
 class _Mailbox:
@@ -123,10 +109,6 @@ class _Mailbox:
         self.ledger = ledger
         self.drops: Counter[tuple[str, str]] = Counter()
         self._kinds = BlobKinds()
-
-    def forget(self, client: str, digests: Iterable[bytes] | None = None) -> None:
-        """Drop what is known of a client's blobs (all of them if none is named)."""
-        self._kinds.forget(client, digests)
 
     def _post(self, topic: str, client: str, message: Message, allowed: tuple[type, ...]) -> None:
         if not isinstance(message, allowed):
@@ -146,7 +128,6 @@ class _Mailbox:
                 message = unpack(packet.payload)
                 if not isinstance(message, allowed):
                     raise WireError("direction", type(message).__name__)
-                self._kinds.learn(client, message)
                 kind = self._kinds.kind(client, message)
                 return client, message
             except WireError as error:
@@ -162,9 +143,14 @@ class _Mailbox:
     def _book(
         self, client: str, kind: str, packet: Packet, way: Direction, back: Direction
     ) -> None:
-        self.ledger.book(client, way, kind, len(packet.payload), packet.wire_bytes)
+        account = self._account(client)
+        self.ledger.book(account, way, kind, len(packet.payload), packet.wire_bytes)
         if packet.ack_bytes:
-            self.ledger.book(client, back, kind, 0, packet.ack_bytes, messages=0)
+            self.ledger.book(account, back, kind, 0, packet.ack_bytes, messages=0)
+
+    def _account(self, client: str) -> str:
+        """The name to book a client's bytes under."""
+        return client
 
     def _count_drop(self, client: str, reason: str) -> None:
         # Anyone may invent client names; the table must not grow with them.
@@ -198,7 +184,10 @@ class DeviceMailbox(_Mailbox):
     def receive(self, timeout_s: float) -> Message | None:
         """The next good message from the server, or None after `timeout_s`."""
         taken = self._take(timeout_s)
-        return taken[1] if taken else None
+        if taken is None:
+            return None
+        self._kinds.learn(*taken)
+        return taken[1]
 
     def drop(self, reason: str) -> None:
         """Count a message that was received in good order and turned out to be of no use."""
@@ -218,7 +207,24 @@ class ServerMailbox(_Mailbox):
 
     def __init__(self, link: Link, federation: str, ledger: Ledger) -> None:
         super().__init__(link, federation, ledger)
+        self._known = {NOBODY}
         link.subscribe(up_topic(federation, "+"))
+
+    def know(self, client: str) -> None:
+        """Book this client's traffic under its own name from now on, and no more under `UNKNOWN`.
+
+        The hello for which it was admitted has been booked by then, and stays where it is.
+        """
+        if len(self._known) <= MAX_CLIENTS:
+            self._known.add(client)
+
+    def learn(self, client: str, report: Report) -> None:
+        """Book the blobs of a report by their kinds; call it when the report is accepted."""
+        self._kinds.learn(client, report)
+
+    def forget_blobs(self) -> None:
+        """The round is over: nobody's chunks are booked by kind until there is new work."""
+        self._kinds.forget()
 
     def send(self, client: str, message: Message) -> None:
         """Send to one device."""
@@ -246,8 +252,12 @@ class ServerMailbox(_Mailbox):
             raise WireError("name", client)
         return client, TO_SERVER
 
+    def _account(self, client: str) -> str:
+        return client if client in self._known else UNKNOWN
 
-def _refs(message: Message) -> list[BlobRef]:
+
+def blobs_named_in(message: Message) -> list[BlobRef]:
+    """The blobs that an `Assign` asks a device to hold, or a `Report` to collect."""
     if isinstance(message, Assign):
         programs = [message.training_program, message.evaluation_program]
         return [*programs, message.backbone, message.gate, *message.expert_blobs]

@@ -20,7 +20,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 
 from edge_runtime.counting_client import CountingClient
 from edge_runtime.errors import BrokerError
-from edge_runtime.link import INBOX_PACKETS, Inbox, Packet, outgoing
+from edge_runtime.inbox import INBOX_PACKETS, Inbox
+from edge_runtime.link import Packet, has_room, outgoing
 
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30
@@ -56,15 +57,15 @@ class MqttLink:
         self._where = f"{host}:{port}"
         self._inbox = Inbox(inbox_packets)
         self._changed = threading.Condition()
-        self._ready = False
-        self._closed = False
+        self._ready = self._closed = False
         self._connections = 0
         self._contested = False
         self._failure = ""  # why the broker refused or ended the connection
         self._connected_at = 0.0
         self._short_losses: deque[float] = deque(maxlen=CONTESTED_LOSSES)
-        self._published = 0
-        self._acknowledged = 0
+        self._cut_off = 0  # how many connections an oversized packet ended
+        self._unacknowledged: dict[int, int] = {}  # payload sizes by packet id
+        self._early: set[int] = set()  # acknowledged before `publish` knew the packet id
         self._patterns: list[str] = []
         self._granted: set[str] = set()
         self._refused: set[str] = set()
@@ -114,7 +115,13 @@ class MqttLink:
 
     @property
     def oversized(self) -> int:
-        return self._inbox.oversized
+        return self._inbox.oversized + self._client.oversized
+
+    def settled_bytes(self) -> tuple[int, int]:
+        # The inbox comes last: a packet that arrives in between is left out.
+        sent, received = self._client.sent_bytes, self._client.handled_bytes
+        waiting, acks = self._inbox.waiting_bytes
+        return sent - acks, received - waiting
 
     def subscribe(self, pattern: str) -> None:
         with self._changed:
@@ -137,27 +144,27 @@ class MqttLink:
         packet = outgoing(topic, payload)
         if self._closed:
             raise BrokerError("this link is closed; open a new one to publish")
-        # Counted first: the acknowledgement may arrive before `publish` returns. The lock must not
-        # be held over `publish`, whose own lock the network thread holds when it takes ours.
-        with self._changed:
-            self._published += 1
+        # The lock must not be held over `publish`, whose own lock the network thread holds when it
+        # takes ours; so the acknowledgement may arrive before `publish` returns.
         info = self._client.publish(topic, payload, qos=1)
         if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-            with self._changed:
-                self._published -= 1
-            raise BrokerError(
-                f"too many packets wait for the broker at {self._where}; is it reachable?"
-            )
+            raise BrokerError(f"too many packets wait for {self._where}; is the broker reachable?")
+        with self._changed:
+            if info.mid not in self._early:
+                self._unacknowledged[info.mid] = len(payload)
+            self._early.discard(info.mid)
         return packet
+
+    def has_room(self) -> bool:
+        with self._changed:
+            return has_room(self._unacknowledged.values())
 
     def receive(self, timeout_s: float) -> Packet | None:
         return self._inbox.get(timeout_s)
 
     def flush(self, timeout_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._acknowledged >= self._published, max(0.0, timeout_s)
-            )
+            return self._changed.wait_for(lambda: not self._unacknowledged, max(0.0, timeout_s))
 
     def close(self) -> None:
         if self._closed:
@@ -264,7 +271,9 @@ class MqttLink:
             self._granted.clear()
             self._asked.clear()
             self._failure = self._failure or f"connection ended: {reason}"
-            if not self._closed:
+            if self._client.oversized > self._cut_off:
+                self._cut_off = self._client.oversized  # our own doing
+            elif not self._closed:
                 self._note_loss(time.monotonic())
             self._changed.notify_all()
 
@@ -281,7 +290,8 @@ class MqttLink:
         self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any
     ) -> None:
         with self._changed:
-            self._acknowledged += 1
+            if self._unacknowledged.pop(mid, None) is None:
+                self._early.add(mid)
             self._changed.notify_all()
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:

@@ -240,13 +240,15 @@ def serve(
     fetch: Fetch,
     find: Callable[[bytes], bytes | None],
     limit_chunks: int = MAX_CHUNKS_PER_FETCH,
+    has_room: Callable[[], bool] = lambda: True,
 ) -> Iterator[Chunk]:
     """The chunks that answer `fetch`, in its order, cut as they are drawn.
 
     `find` gives the blob of a digest, or None. One fetch costs at most `limit_chunks` look-ups and
     chunks, however much it asks for. What can be served is; then `WireError`, to be counted, says
     the first thing that was not: ``unknown-blob``, ``bad-want`` (chunks beyond the blob's end) or
-    ``greedy-fetch`` (what is over the limit).
+    ``greedy-fetch`` (what is over the limit). `has_room` (see `Link`) is asked before each chunk;
+    without room the answer ends with ``busy``, and the peer asks again when it has waited in vain.
     """
     refusals: list[WireError] = []
     room = limit_chunks
@@ -259,6 +261,8 @@ def serve(
             refusals.append(WireError("bad-want", f"no chunks {want.first} to {end - 1}"))
         else:
             for index in range(want.first, min(end, want.first + room)):
+                if not has_room():
+                    raise WireError("busy", "too many chunks wait to be sent")
                 room -= 1
                 yield chunk(want.digest, data, index)
     asked = sum(want.count for want in fetch.wants)

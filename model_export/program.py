@@ -147,9 +147,14 @@ class _Graph(nn.Module):
         return self.graph(weights, x, y, experts, weight)
 
 
-def program_memory_bytes(program: Program) -> int:
-    """What training with `program` allocates: arena, weights, momentum, optimizer scratch."""
-    return program.arena_bytes + 3 * program.layout.weights_bytes
+def training_memory_bytes(training: Program, evaluation: Program) -> int:
+    """What a device needs to train with this pair, the runtime itself and its data apart.
+
+    Both programs and their arenas, and six times the weights: as received, as trained, momentum,
+    the optimizer's scratch, their change, and the change as encoded.
+    """
+    programs = sum(len(p.data) + p.arena_bytes for p in (training, evaluation))
+    return programs + 6 * training.layout.weights_bytes
 
 
 @contextlib.contextmanager

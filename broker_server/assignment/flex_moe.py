@@ -186,6 +186,8 @@ class _Program:
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = self._seed
         solver.parameters.max_deterministic_time = work_limit
+        # Else CP-SAT leaves Ctrl-C without a handler: the next one would kill us on the spot.
+        solver.parameters.catch_sigint_signal = False
         status = solver.solve(self._model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE, cp_model.UNKNOWN):
             raise FleetError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from broker_server.record import ClientRound, RoundRecord
+from broker_server.record import ClientRound, Device, RoundRecord
 from edge_runtime.ledger import NOBODY, LedgerRow
 
 KINDS = ("backbone", "gate", "expert:0", "expert:1", "message")
@@ -21,7 +21,7 @@ def client_round(name: str, number: int = 1) -> ClientRound:
         quality=[0.6, 0.78],
         samples=100,
         device_accuracy=0.75,
-        telemetry={"cpu_s": 1.5, "peak_mib": 390.25},
+        telemetry={"cpu_s": 1.5, "peak_rss_mib": 390.25},
         status="ok",
     )
 
@@ -37,6 +37,10 @@ def late_client(name: str) -> ClientRound:
         status="late",
         detail="no answer by the deadline of 120 s",
     )
+
+
+def device(name: str) -> Device:
+    return Device(name, 100, 25, "executorch", "aarch64", 4.0, 2**31, "0.1.0")
 
 
 def ledger_rows(names: list[str]) -> list[LedgerRow]:
@@ -95,5 +99,8 @@ def troubled_record(number: int = 2) -> RoundRecord:
         violated_samples=120,
         clients=[record.clients[0], late_client("device-01")],
         drops={"malformed": 2, "stale": 1},
-        events=["device-01 left: connection lost"],
+        events=[
+            "device-01: late: no answer by the deadline of 120 s",
+            "device-01 left: connection lost",
+        ],
     )

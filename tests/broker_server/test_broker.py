@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
 import os
@@ -38,6 +39,24 @@ def test_the_largest_message_passes(broker: Broker, unique: str) -> None:
         link.publish(unique, bytes(MAX_MESSAGE_BYTES))
         packet = link.receive(WAIT_S)
         assert packet is not None and len(packet.payload) == MAX_MESSAGE_BYTES
+
+
+def test_a_message_over_the_limit_ends_its_sender_before_it_is_read(
+    broker: Broker, unique: str
+) -> None:
+    topic = unique.encode()
+    with closing(MqttLink(broker.host, broker.port, f"{unique}-steady")) as link:
+        link.subscribe(unique)
+        with socket.create_connection((broker.host, broker.port), WAIT_S) as stranger:
+            stranger.sendall(b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x00\x00\x02me")
+            assert stranger.recv(4) == b"\x20\x02\x00\x00"
+            # A PUBLISH of 256 MB, of which nothing follows the topic.
+            stranger.sendall(b"\x30\xff\xff\xff\x7f\x00" + bytes([len(topic)]) + topic)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+        link.publish(unique, b"others go on")
+        packet = link.receive(WAIT_S)
+        assert packet is not None and packet.payload == b"others go on"
 
 
 def test_what_a_slow_client_has_not_read_is_queued_not_dropped(
@@ -218,6 +237,23 @@ def test_a_killed_server_leaves_no_broker(broker_kind: str, eventually: Eventual
         (child,) = psutil.Process(process.pid).children()
         process.kill()
     assert eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_mosquitto_needs_no_name_for_its_user(
+    running_broker: Callable[[str], Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user of a container may have no entry in passwd; $USER may say anything."""
+    running_broker("mosquitto")  # or skip
+    monkeypatch.setenv("USER", "somebody-else")
+    with open_broker("mosquitto", None, tmp_path):
+        lines = (tmp_path / "mosquitto.conf").read_text().splitlines()
+    users = [line for line in lines if line.startswith("user ")]
+    assert users == (["user root"] if os.geteuid() == 0 else [])
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_200_042)
+    monkeypatch.setattr(os, "getuid", lambda: 4_200_042)
+    assert "user " not in broker_module._mosquitto_config("127.0.0.1", 1883)
 
 
 def test_serve_refuses_what_it_cannot_run() -> None:

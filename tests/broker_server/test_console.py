@@ -53,7 +53,8 @@ def test_a_pipe_gets_one_aligned_line_a_round() -> None:
     assert len(head) == len(first) == len(third) <= 80
     assert second[: len(head)].split()[:4] == ["2", "-", "0.7500", "-"]
     assert second[len(head) :] == (
-        "  late: device-01; load bounds missed by 120 samples; 3 messages dropped; "
+        "  late: device-01 (no answer by the deadline of 120 s); "
+        "load bounds missed by 120 samples; 3 messages dropped; "
         "device-01 left: connection lost"
     )
     assert "Bytes by device" in lines
@@ -110,7 +111,7 @@ def test_a_terminal_shows_progress_and_notes_on_lines_of_their_own(
     with Console(terminal) as console:
         run(console)
     text = "\n".join(seen(terminal))
-    assert "\n       late: device-01; load bounds missed by 120 samples" in text
+    assert "\n       late: device-01 (no answer by the deadline of 120 s); load bounds " in text
     assert "\nEverything is in runs/quickstart" in text
     assert isinstance(terminal.file, io.StringIO)
     assert "0/3" in terminal.file.getvalue()
@@ -140,4 +141,31 @@ def test_names_are_not_markup_and_a_crowd_is_cut_short() -> None:
     paper = Paper()
     console = Console(rich.console.Console(file=paper))
     console.round_finished(replace(round_record(1), clients=late))
-    assert paper.getvalue().rstrip().endswith("late: [bold]0, [bold]1, [bold]2, [bold]3 and 5 more")
+    notes = (
+        "late: [bold]0, [bold]1, [bold]2, [bold]3 and 5 more (no answer by the deadline of 120 s)"
+    )
+    assert paper.getvalue().rstrip().endswith(notes)
+
+
+def test_reasons_that_differ_are_left_to_the_closing_tables() -> None:
+    said = ["too hot", "out of memory"]
+    failed = [
+        replace(late_client(f"device-{i}"), status="failed", detail=said[i]) for i in range(2)
+    ]
+    events = [f"device-{i}: failed: {said[i]}" for i in range(2)]
+    paper = Paper()
+    console = Console(rich.console.Console(file=paper))
+    console.round_finished(replace(round_record(1), clients=failed, events=[*events, "and this"]))
+    assert paper.getvalue().rstrip().endswith("  failed: device-0, device-1; and this")
+
+
+def test_a_device_cannot_write_to_the_terminal_at_will(terminal: rich.console.Console) -> None:
+    rude = replace(late_client("device-0"), detail="\x1b[2J\nround 9 went well\r")
+    record = replace(round_record(1), clients=[rude], events=["device-1: \x9b2J"])
+    with Console(terminal) as console:
+        console.started(FACTS)
+        console.round_finished(record)
+        console.finished([record], Path("run"))
+    assert isinstance(terminal.file, io.StringIO)
+    assert not {"\x1b[2J", "\x9b"} & set(re.findall("\x1b\\[2J|\x9b", terminal.file.getvalue()))
+    assert not any(line.startswith("round 9") for line in seen(terminal))

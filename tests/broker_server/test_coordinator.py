@@ -39,6 +39,7 @@ from edge_runtime.blob import BlobShelf
 from edge_runtime.codec import RawCodec
 from edge_runtime.errors import FleetError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
+from edge_runtime.layout import ROLES
 from edge_runtime.ledger import Ledger, total_wire_bytes
 from edge_runtime.link import MemoryBroker, MemoryLink
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
@@ -458,7 +459,9 @@ def memory(monkeypatch: pytest.MonkeyPatch, sizes: Mapping[str, int]) -> None:
 
 
 def need_bytes(k: int) -> int:
-    return 1000 + 3 * make_layout(SPEC, k, BATCH, "train").weights_bytes
+    layouts = [make_layout(SPEC, k, BATCH, role) for role in ROLES]
+    programs = sum(1000 + len(layout.to_json()) for layout in layouts)
+    return programs + 6 * layouts[0].weights_bytes
 
 
 def test_little_memory_means_fewer_experts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,12 +604,33 @@ def test_a_device_that_vanishes_is_left_out_and_may_come_back(
 # --- the real trainer --------------------------------------------------------------------------
 
 
+class OneAtATime(ExecuTorchTrainer):
+    """The runtime keeps one thread pool a process, and hangs when two threads enter it at once.
+
+    Real devices are processes of their own.
+    """
+
+    _turn = threading.Lock()
+
+    def load(self, training: bytes, evaluation: bytes) -> None:
+        with self._turn:
+            super().load(training, evaluation)
+
+    def train_step(self, batch: Batch, rates: Rates) -> StepResult:
+        with self._turn:
+            return super().train_step(batch, rates)
+
+    def evaluate(self, batch: Batch) -> StepResult:
+        with self._turn:
+            return super().evaluate(batch)
+
+
 def test_executorch_devices_and_numpy_devices_learn_the_same(
     run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = ProgramCache(tmp_path_factory.getbasetemp() / "programs")
     (plain,), (plain_record,) = run(1)
-    (real,), (record,) = run(1, make_trainer=lambda name, mailbox: ExecuTorchTrainer(), cache=cache)
+    (real,), (record,) = run(1, make_trainer=lambda name, mailbox: OneAtATime(), cache=cache)
     assert [c.experts for c in record.clients] == [c.experts for c in plain_record.clients]
     want = merge(plain.model)
     for name, value in merge(real.model).items():

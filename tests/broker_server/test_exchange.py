@@ -14,9 +14,12 @@ from broker_server.exchange import MAX_DOWNLOADS, STALL_S, Exchange
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.work import Answer, Work
+from edge_runtime import link as link_module
 from edge_runtime.blob import digest
+from edge_runtime.errors import BrokerError
 from edge_runtime.ledger import Ledger
 from edge_runtime.link import Packet
+from edge_runtime.mailbox import UNKNOWN as STRANGERS
 from edge_runtime.mailbox import ServerMailbox, up_topic
 from edge_runtime.messages import (
     CHUNK_BYTES,
@@ -195,6 +198,78 @@ def test_devices_get_the_blobs_that_they_ask_for(tmp_path: Path) -> None:
     server.gather(2)
     server.assert_ok(server.run(fetchers), *fetchers)
     assert server.drops == {}
+    rows = [row for row in server.mailbox.ledger.rows() if row.client == "a" and row.messages]
+    for direction in ("up", "down"):
+        kinds = {row.kind for row in rows if row.direction == direction}
+        assert kinds == {"message", "backbone", "gate", "expert:0", "expert:3"}
+
+
+def test_strangers_and_those_who_are_done_are_not_served(server: Server) -> None:
+    done, slow = server.device("a"), server.device("b", seed=1, delay_s=5.0)
+    idle, fetched = server.device("idle"), Counter[str]()
+    server.gather(3)
+    stranger = server.device("stranger")
+    stranger.hello = dataclasses.replace(HELLO, shape=[5])
+
+    def fetch() -> None:
+        if not done.got(Received) or fetched:
+            return
+        want = Fetch([Want(done.got(Assign)[0].backbone.digest, 0, 1)])  # type: ignore[attr-defined]
+        for device in (done, idle, stranger):
+            fetched[device.name] += 1
+            device.mailbox.send(want)
+
+    server.world.actors.append(fetch)
+    server.assert_ok(server.run([done, slow]), slow)
+    assert server.drops == {(name, "stale"): 1 for name in ("a", "idle", "stranger")}
+    assert not done.got(Chunk) and not idle.got(Chunk) and not stranger.got(Chunk)
+
+
+def test_chunks_that_cannot_leave_are_not_queued_without_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy, *rest = three(server)
+    monkeypatch.setattr(link_module, "OUTBOX_PACKETS", 3)
+    plain_work = greedy.work
+
+    def work(assign: Assign) -> None:
+        want = Want(assign.backbone.digest, 0, 1)
+        for _ in range(50):
+            greedy.mailbox.send(Fetch([want] * 64))
+        server.link.connected = False  # nothing leaves until the last of them is answered
+        plain_work(assign)
+
+    def recover() -> None:
+        if not server.link.connected:
+            waiting.append(len(server.link._unsent))
+            server.link.restore()
+
+    waiting: list[int] = []
+    greedy.work = work  # type: ignore[method-assign]
+    server.world.actors.insert(0, recover)
+    server.run([greedy, *rest])
+    assert max(waiting) <= 3 + len(rest) + 5  # chunks; and what else is said, a few at a time
+    assert server.drops["a", "busy"] == 50
+
+
+def test_strangers_have_one_account(server: Server) -> None:
+    devices = three(server)
+    for i in range(100):
+        server.link._broker.route(Packet.of(up_topic(FEDERATION, f"x{i}"), b"junk"))
+        server.link._broker.route(Packet.of(up_topic(FEDERATION, f"y{i}"), pack(Gone("x"))))
+    server.assert_ok(server.run(devices), *devices)
+    rows = server.mailbox.ledger.rows()
+    assert {row.client for row in rows} == {"", STRANGERS, "a", "b", "c"}
+    assert {row.kind for row in rows if row.client == STRANGERS} == {"message"}
+    assert server.mailbox._kinds._kinds == {}
+
+
+def test_another_server_of_the_same_name_ends_this_one(server: Server) -> None:
+    devices = three(server)
+    server.link.contested = True
+    for act in (lambda: server.exchange.gather(4, 10.0), lambda: server.run(devices)):
+        with pytest.raises(BrokerError, match=r"federation 'fed' .*broker\.federation.* refuses"):
+            act()
 
 
 def test_parts_with_the_same_bytes_travel_once(server: Server) -> None:
@@ -540,6 +615,12 @@ def fetch_unknown(device: Device, assign: Assign) -> None:
     device.mailbox.send(Fetch([Want(UNKNOWN, 0, 1)]))
 
 
+def fetch_what_another_holds(device: Device, assign: Assign) -> None:
+    blobs = encode(changes(99, MODEL, range(4)))
+    (other,) = {0, 1, 2} - set(assign.experts) - {0}
+    device.mailbox.send(Fetch([Want(digest(blobs[f"expert:{other}"]), 0, 1)]))
+
+
 def fetch_beyond_the_end(device: Device, assign: Assign) -> None:
     device.mailbox.send(Fetch([Want(assign.backbone.digest, 0, 4096)]))
 
@@ -567,6 +648,7 @@ ACTS: list[tuple[Callable[[Device, Assign], None], dict[tuple[str, str], int]]] 
     (wrong_session, {("m", "stale"): 1}),
     (stale_failure, {("m", "stale"): 1}),
     (fetch_unknown, {("m", "unknown-blob"): 1}),
+    (fetch_what_another_holds, {("m", "unknown-blob"): 1}),
     (fetch_beyond_the_end, {("m", "bad-want"): 1}),
     (fetch_without_end, {("m", "greedy-fetch"): 1}),
     (wrong_way, {("m", "direction"): 1}),

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,16 @@ import pytest
 from rich.console import Console
 
 from broker_server.record import RoundRecord
-from broker_server.report import render, write_report
-from broker_server.tables import MOST_DEVICES, human_bytes
+from broker_server.report import write_report
+from broker_server.tables import MOST_DEVICES, human_bytes, render
 from edge_runtime.errors import DataError
-from tests.broker_server.sample_records import late_client, round_record, troubled_record
+from tests.broker_server.sample_records import (
+    client_round,
+    device,
+    late_client,
+    round_record,
+    troubled_record,
+)
 
 FACTS = {"name": "quickstart", "seed": 7, "rounds": 30, "policy": "flex_moe"}
 ISSUE_KEYS = [
@@ -106,6 +112,36 @@ def test_what_is_not_a_number_is_null(tmp_path: Path) -> None:
     assert (written["rounds"][2]["gap"], written["rounds"][2]["load_cv"]) == (None, None)
     assert written["rounds"][2]["load"] == [5, 6]
     assert written["final"]["left_out"] == {"device-01": {"late": 1}}
+
+
+def test_the_head_says_what_the_run_ran_on(tmp_path: Path) -> None:
+    newer = replace(device("device-01"), machine="riscv64")
+    written = report(
+        tmp_path,
+        [
+            replace(round_record(1), devices=[device("device-01"), device("device-00")]),
+            replace(round_record(2), devices=[newer]),
+        ],
+        devices=3,
+    )
+    assert written["devices_planned"] == 3
+    assert written["devices"] == [asdict(device("device-00")), asdict(newer)]
+    assert "devices" not in written["rounds"][0]
+    assert "devices" not in report(tmp_path, [round_record(1)], devices=3)
+
+
+def test_the_devices_peak_memory_and_cpu_time_are_shown(tmp_path: Path) -> None:
+    bigger = replace(client_round("device-01"), telemetry={"cpu_s": 2.25, "peak_rss_mib": 500.5})
+    odd = replace(round_record(2), clients=[bigger, late_client("device-00")])
+    lines = shown([round_record(1), odd])
+    assert row(lines, "quickstart: after round 2", "devices")[1] == (
+        "500.5 MiB of memory at most, 5.2 s of CPU in all"
+    )
+    closing = report(tmp_path, [round_record(1), odd])["final"]
+    assert (closing["device_peak_rss_mib"], closing["device_cpu_s"]) == (500.5, 5.25)
+    silent = replace(round_record(1), clients=[late_client("device-00")])
+    assert not any(line.startswith("devices") for line in shown([silent]))
+    assert report(tmp_path, [silent])["final"]["device_peak_rss_mib"] is None
 
 
 def test_a_report_can_be_written_again_and_without_rounds(tmp_path: Path) -> None:

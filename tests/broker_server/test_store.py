@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_server.record import ClientRound, RoundRecord
+from broker_server.record import ClientRound, Device, RoundRecord, printable
 from broker_server.store import Store
 from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.ledger import Direction, LedgerRow
 from tests.broker_server.sample_records import (
     client_round,
+    device,
     late_client,
     round_record,
     troubled_record,
@@ -44,14 +45,24 @@ def plain(records: list[RoundRecord]) -> list[Any]:
 
 def test_rounds_read_back_equal_after_reopening(tmp_path: Path) -> None:
     written = [round_record(1), troubled_record(2), round_record(3)]
-    with Store.create(tmp_path / "runs" / "a", "seed = 0\n", {"seed": 0, "name": "a"}) as store:
+    with Store.create(tmp_path / "runs" / "a") as store:
         for record in written:
             store.write_round(record)
         assert plain(store.records()) == plain(written)
     with Store.open(tmp_path / "runs" / "a") as store:
         assert plain(store.records()) == plain(written)
-        assert store.experiment_toml() == "seed = 0\n"
-        assert store.facts() == {"seed": 0, "name": "a"}
+
+
+def test_a_run_is_described_by_what_was_said_last(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        store.describe("rounds = 2\n", {"rounds": 2, "name": "a", "broker": "amqtt"})
+        store.describe("rounds = 60\n", {"rounds": 60, "name": "a"})
+    with Store.open(tmp_path) as store:
+        assert list(store.facts().items()) == [("rounds", 60), ("name", "a")]
+    database = sqlite3.connect(tmp_path / "run.sqlite")
+    said = database.execute("SELECT value FROM run WHERE key = 'experiment'").fetchall()
+    database.close()
+    assert said == [("rounds = 60\n",)]
 
 
 NUMBERS = st.floats(allow_infinity=False, width=64)
@@ -81,6 +92,13 @@ def client_rounds(draw: st.DrawFn, name: str) -> ClientRound:
 
 
 @st.composite
+def devices(draw: st.DrawFn, name: str) -> Device:
+    samples, test_samples, memory = draw(COUNTS), draw(COUNTS), draw(COUNTS)
+    cores = draw(st.floats(allow_infinity=False, allow_nan=False))
+    return Device(name, samples, test_samples, draw(WORDS), draw(WORDS), cores, memory, draw(WORDS))
+
+
+@st.composite
 def round_records(draw: st.DrawFn) -> RoundRecord:
     experts = draw(st.integers(0, 5))
     names = draw(st.lists(WORDS, max_size=3, unique=True))
@@ -100,6 +118,7 @@ def round_records(draw: st.DrawFn) -> RoundRecord:
         bytes=[LedgerRow(*key, draw(COUNTS), draw(COUNTS), draw(COUNTS)) for key in keys],
         drops=draw(st.dictionaries(WORDS, COUNTS, max_size=3)),
         events=draw(st.lists(WORDS, max_size=3)),
+        devices=[draw(devices(name)) for name in names],
     )
 
 
@@ -108,7 +127,7 @@ def round_records(draw: st.DrawFn) -> RoundRecord:
 def test_any_round_reads_back_equal(
     record: RoundRecord, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with Store.create(tmp_path_factory.mktemp("run"), "") as store:
+    with Store.create(tmp_path_factory.mktemp("run")) as store:
         store.write_round(record)
         assert plain(store.records()) == plain([record])
 
@@ -120,7 +139,7 @@ def test_numbers_of_numpy_are_stored_as_numbers(tmp_path: Path) -> None:
         "gap": np.float32("nan"),
         "load": [np.int64(3), np.int64(4)],
     }
-    with Store.create(tmp_path, "") as store:
+    with Store.create(tmp_path) as store:
         store.write_round(replace(round_record(1), **numpys))
         (record,) = store.records()
     assert (record.loss, record.load_cv, record.load) == (0.5, 0.25, [3, 4])
@@ -128,7 +147,7 @@ def test_numbers_of_numpy_are_stored_as_numbers(tmp_path: Path) -> None:
 
 
 def test_the_tables_can_be_queried(tmp_path: Path) -> None:
-    with Store.create(tmp_path, "") as store:
+    with Store.create(tmp_path) as store:
         store.write_round(round_record(1))
         store.write_round(troubled_record(2))
     database = sqlite3.connect(tmp_path / "run.sqlite")
@@ -150,8 +169,50 @@ def test_the_tables_can_be_queried(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_device_is_kept_as_it_last_described_itself(tmp_path: Path) -> None:
+    old = [device("device-00"), device("device-01")]
+    moved = replace(old[1], machine="riscv64", memory_available_bytes=2**40)
+    with Store.create(tmp_path) as store:
+        store.write_round(replace(round_record(1), devices=old))
+        store.write_round(replace(round_record(2), devices=[moved]))
+        store.write_round(round_record(3))
+        assert [record.devices for record in store.records()] == [old[:1], [moved], []]
+    database = sqlite3.connect(tmp_path / "run.sqlite")
+    found = database.execute("SELECT client, machine, cores, trainer FROM devices").fetchall()
+    database.close()
+    assert found == [
+        ("device-00", "aarch64", 4.0, "executorch"),
+        ("device-01", "riscv64", 4.0, "executorch"),
+    ]
+
+
+HOSTILE = "too\nhot\x1b[2J\x9b1m\r\u202e\ud800\0 é"
+
+
+def test_what_devices_write_is_stored_without_what_a_terminal_obeys(tmp_path: Path) -> None:
+    failed = replace(late_client("device-00"), detail=HOSTILE)
+    odd = replace(device("device-00"), machine=HOSTILE, trainer="a\nb", version="\x1b]0;x\x07")
+    with Store.create(tmp_path) as store:
+        written = replace(round_record(1), clients=[failed], events=[HOSTILE], devices=[odd])
+        store.write_round(written)
+        (record,) = store.records()
+    clean = "too hot�[2J�1m ��� é"
+    assert (record.clients[0].detail, record.events) == (clean, [clean])
+    assert (record.devices[0].machine, record.devices[0].trainer) == (clean, "a b")
+    assert record.devices[0].version == "�]0;x�"
+
+
+@given(st.text(st.characters()))
+def test_printable_is_one_line_and_keeps_what_is_printable(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable() and printable(shown) == shown
+    assert [c for c in shown if c not in " �"] == [
+        c for c in text if c.isprintable() and c not in " �"
+    ]
+
+
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
-    with Store.create(tmp_path, "") as store:
+    with Store.create(tmp_path) as store:
         assert store.load_checkpoint() is None
         store.write_round(round_record(1), b"one")
         store.write_round(round_record(2), b"two\0")
@@ -164,7 +225,7 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
 
 def test_a_round_written_again_replaces_it_and_what_came_after(tmp_path: Path) -> None:
     again = replace(troubled_record(2), events=["this time"])
-    with Store.create(tmp_path, "") as store:
+    with Store.create(tmp_path) as store:
         store.write_round(round_record(1), b"one")
         store.write_round(round_record(2))
         store.write_round(round_record(3))
@@ -175,7 +236,7 @@ def test_a_round_written_again_replaces_it_and_what_came_after(tmp_path: Path) -
 
 def test_a_round_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     twice = replace(round_record(2), clients=[client_round("same"), client_round("same")])
-    with Store.create(tmp_path, "") as store:
+    with Store.create(tmp_path) as store:
         store.write_round(round_record(1), b"one")
         with pytest.raises(sqlite3.IntegrityError):
             store.write_round(twice, b"two")
@@ -190,7 +251,7 @@ def test_a_killed_writer_leaves_whole_rounds(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from broker_server.store import Store\n"
         "from tests.broker_server.sample_records import round_record\n"
-        "store = Store.create(Path(sys.argv[1]), '')\n"
+        "store = Store.create(Path(sys.argv[1]))\n"
         "number = 0\n"
         "while True:\n"
         "    number += 1\n"
@@ -218,7 +279,7 @@ def test_a_killed_writer_leaves_whole_rounds(tmp_path: Path) -> None:
 
 
 def test_others_read_while_a_run_writes(tmp_path: Path) -> None:
-    with Store.create(tmp_path, "") as store, Store.open(tmp_path) as other:
+    with Store.create(tmp_path) as store, Store.open(tmp_path) as other:
         assert other.records() == []
         store.write_round(round_record(1))
         assert plain(other.records()) == plain([round_record(1)])
@@ -227,17 +288,49 @@ def test_others_read_while_a_run_writes(tmp_path: Path) -> None:
 def test_a_directory_that_has_a_run_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with Store.create(tmp_path / "run", "") as store:
+    with Store.create(tmp_path / "run") as store:
         store.write_round(round_record(1))
-    with pytest.raises(ConfigError, match=r"holds a run already; .* --out"):
-        Store.create(tmp_path / "run", "")
+    with pytest.raises(ConfigError, match=r"holds a run already; .* --resume.* --out"):
+        Store.create(tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
         assert len(store.records()) == 1
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"not a directory; .* --out"):
-        Store.create(tmp_path / "file", "")
+        Store.create(tmp_path / "file")
     with pytest.raises(ConfigError, match=r"cannot be written: .* --out"):
-        Store.create(tmp_path / "file" / "below", "")
+        Store.create(tmp_path / "file" / "below")
+
+
+def test_a_run_that_never_finished_a_round_gives_its_directory_back(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        store.describe("seed = 1", {"seed": 1})
+    with Store.create(tmp_path) as store:
+        store.describe("seed = 2", {"seed": 2})
+        store.write_round(round_record(1), b"one")
+    with Store.open(tmp_path) as store:
+        assert (store.facts(), store.load_checkpoint()) == ({"seed": 2}, (1, b"one"))
+    database = sqlite3.connect(tmp_path / "run.sqlite")
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    database.close()
+
+
+def test_a_run_that_has_just_begun_is_not_taken_over(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        with pytest.raises(ConfigError, match=r"another run has just begun there .* --out"):
+            Store.create(tmp_path)
+        store.write_round(round_record(1))
+        assert plain(store.records()) == plain([round_record(1)])
+
+
+def test_what_is_not_our_store_is_not_taken_over(tmp_path: Path) -> None:
+    file = tmp_path / "run.sqlite"
+    database = sqlite3.connect(file)
+    database.execute("CREATE TABLE rounds (round)")
+    database.close()
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match=r"not the store of a flexmoe run; .* --out"):
+        Store.create(tmp_path)
+    assert file.read_bytes() == before
 
 
 def complaint(directory: Path) -> str:
@@ -263,7 +356,7 @@ def test_a_missing_or_foreign_store_is_one_clear_line(tmp_path: Path) -> None:
     database.close()
     assert "not the store of a flexmoe run" in complaint(tmp_path)
     file.unlink()
-    Store.create(tmp_path, "").close()
+    Store.create(tmp_path).close()
     database = sqlite3.connect(file)
     database.execute("PRAGMA user_version = 99")
     database.close()
@@ -271,7 +364,7 @@ def test_a_missing_or_foreign_store_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_store_is_one_clear_line(tmp_path: Path) -> None:
-    with Store.create(tmp_path, "") as store:
+    with Store.create(tmp_path) as store:
         for number in range(1, 20):
             store.write_round(round_record(number))
     file = tmp_path / "run.sqlite"

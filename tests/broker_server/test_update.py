@@ -231,3 +231,14 @@ def test_damaged_bytes_never_give_a_number_that_is_none(kind: str, data: st.Data
     assert np.isfinite(update.gate).all() and update.gate.shape == (2, 6)
     for tensors in (update.backbone, *update.changes):
         assert all(np.isfinite(v).all() and v.dtype == np.float32 for v in tensors.values())
+
+
+def test_a_change_that_would_overflow_the_model_is_refused() -> None:
+    largest = np.finfo(np.float32).max
+    model = dataclasses.replace(
+        MODEL, backbone={name: np.full_like(v, largest) for name, v in MODEL.backbone.items()}
+    )
+    change = {name: np.full_like(value, largest / 2) for name, value in MODEL.backbone.items()}
+    blobs = {**BLOBS, "backbone": CODEC.encode(change)}
+    with pytest.raises(WireError, match="overflows"):
+        decode_update(blobs, REPORT, ASSIGN, SAMPLES, model, CODEC)

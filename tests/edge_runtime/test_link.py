@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime import link as link_module
 from edge_runtime import mqtt
 from edge_runtime.errors import BrokerError, WireError
+from edge_runtime.inbox import Inbox
 from edge_runtime.link import (
-    Inbox,
     Link,
     MemoryBroker,
     MemoryLink,
@@ -156,6 +157,42 @@ def test_too_large_a_payload_never_leaves(connect: Connect, unique: str) -> None
         link.publish(unique, bytes(MAX_MESSAGE_BYTES + 1))
     assert link.flush(WAIT_S)
     assert link.sent_bytes == before
+
+
+@pytest.mark.parametrize(("limit", "value"), [("OUTBOX_PACKETS", 3), ("OUTBOX_BYTES", 3 * 1000)])
+def test_what_waits_to_be_acknowledged_fills_the_room(
+    connect: Connect, unique: str, eventually: Eventually, monkeypatch: Any, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(link_module, limit, value)
+    link = connect("sender")
+    lose_connection(link)
+    assert eventually(lambda: not link.connected)
+    if isinstance(link, MqttLink):
+        link._client.reconnect_delay_set(1, 1)
+    rooms = []
+    for _ in range(4):
+        rooms.append(link.has_room())
+        link.publish(unique, bytes(1000))
+    assert rooms == [True, True, True, False]
+    restore_connection(link)
+    assert link.flush(WAIT_S) and link.has_room()
+
+
+def test_what_waits_to_be_taken_is_not_settled(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    sender, receiver = connect("sender"), connect("receiver")
+    receiver.subscribe(unique)
+    before = receiver.settled_bytes()
+    sent = [sender.publish(unique, bytes(size)) for size in (10, 300, 5)]
+    wire_bytes = [packet.wire_bytes for packet in sent]
+    received_bytes = before[1] + sum(wire_bytes)
+    assert eventually(lambda: receiver.received_bytes == received_bytes)
+    assert eventually(lambda: receiver.sent_bytes == before[0] + 12)
+    for taken in range(4):
+        settled = (before[0] + 4 * taken, before[1] + sum(wire_bytes[:taken]))
+        assert eventually(lambda: receiver.settled_bytes() == settled)  # noqa: B023
+        receiver.receive(0)
 
 
 def test_a_lost_connection_comes_back_with_subscriptions_and_what_was_published(

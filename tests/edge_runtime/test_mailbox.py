@@ -19,6 +19,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.ledger import Ledger
 from edge_runtime.link import MemoryBroker, MemoryLink, publish_packet_bytes
 from edge_runtime.mailbox import (
+    UNKNOWN,
     DeviceMailbox,
     ServerMailbox,
     all_topic,
@@ -89,6 +90,8 @@ class World:
         self.broker = MemoryBroker()
         self.server_link = MemoryLink(self.broker, "server")
         self.server = ServerMailbox(self.server_link, FED, Ledger())
+        self.server.know("ann")
+        self.server.know("bob")
         self.links = {name: MemoryLink(self.broker, name) for name in ("ann", "bob")}
         self.ann, self.bob = (
             DeviceMailbox(link, FED, name, Ledger()) for name, link in self.links.items()
@@ -169,6 +172,8 @@ def test_chunks_are_booked_by_what_they_carry(world: World) -> None:
     while world.ann.receive(0):
         pass
     world.ann.send(REPORT)
+    assert world.server.receive(0) == ("ann", REPORT)
+    world.server.learn("ann", REPORT)
     for blob in REPORT.update:
         world.ann.send(chunk(blob, bytes(200)))
     world.ann.send(chunk(ref("expert:3", 99)))  # nobody named this one
@@ -186,21 +191,42 @@ def test_chunks_are_booked_by_what_they_carry(world: World) -> None:
     assert server["ann", "up", "program"] == (0, 4, 0)  # the PUBACK of a program's chunk
 
 
-def test_kinds_are_of_one_client_and_can_be_forgotten(world: World) -> None:
+def test_kinds_are_of_one_client_until_the_round_is_over(world: World) -> None:
     world.server.send("ann", ASSIGN)
     for client in ("ann", "bob"):
         world.server.send(client, chunk(ASSIGN.gate))
     rows = booked(world.server.ledger)
     assert rows["ann", "down", "gate"][2] == 1
     assert ("bob", "down", "gate") not in rows
-    world.server.forget("ann", [ASSIGN.gate.digest])
+    world.server.forget_blobs()
     world.server.send("ann", chunk(ASSIGN.gate))
-    world.server.send("ann", chunk(ASSIGN.backbone))
-    world.server.forget("ann")
-    world.server.send("ann", chunk(ASSIGN.backbone))
     rows = booked(world.server.ledger)
-    assert rows["ann", "down", "gate"][2] == rows["ann", "down", "backbone"][2] == 1
-    assert rows["ann", "down", "message"][2] == 3
+    assert rows["ann", "down", "gate"][2] == 1
+    assert rows["ann", "down", "message"][2] == 2
+
+
+def test_a_report_that_nobody_accepted_teaches_no_kinds(world: World) -> None:
+    world.ann.send(REPORT)
+    world.ann.send(chunk(REPORT.update[0]))
+    while world.server.receive(0):
+        pass
+    assert {row.kind for row in world.server.ledger.rows()} == {"message"}
+
+
+def test_only_the_last_work_and_report_name_kinds(world: World) -> None:
+    """So what a client can make the server remember is bounded by a round."""
+    for i in range(100, 105):
+        report = dataclasses.replace(REPORT, update=[ref("backbone", i), ref("gate", i + 50)])
+        world.server.send("ann", ASSIGN)
+        world.server.learn("ann", report)
+    for i in range(100, 105):
+        world.stranger.publish(up_topic(FED, "ann"), pack(chunk(ref("backbone", i))))
+    world.stranger.publish(up_topic(FED, "ann"), pack(chunk(ASSIGN.gate)))
+    while world.server.receive(0):
+        pass
+    rows = booked(world.server.ledger)
+    assert rows["ann", "up", "backbone"][2] == rows["ann", "up", "gate"][2] == 1
+    assert rows["ann", "up", "message"][2] == 4
 
 
 def test_a_device_cannot_invent_kinds(world: World) -> None:
@@ -223,18 +249,38 @@ def test_a_device_cannot_invent_kinds(world: World) -> None:
 
 def test_tables_do_not_grow_without_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox_module, "MAX_CLIENTS", 3)
-    monkeypatch.setattr(mailbox_module, "MAX_KINDS", 2)
     for i in range(6):
         world.stranger.publish(up_topic(FED, f"new-{i}"), pack(REPORT))
         world.stranger.publish(up_topic(FED, f"new-{i}"), b"garbage")
     while world.server.receive(0):
         pass
-    kinds = world.server._kinds._kinds
-    assert list(kinds) == ["new-3", "new-4", "new-5"]
-    assert all(list(known.values()) == ["expert:3", "expert:5"] for known in kinds.values())
+    assert not world.server._kinds._kinds
+    assert set(booked(world.server.ledger)) == {
+        (UNKNOWN, "up", "message"),
+        (UNKNOWN, "down", "message"),
+    }
+    for i in range(6):
+        world.server.know(f"new-{i}")  # ann and bob are two of the three that it may know
+        world.ann.link.publish(up_topic(FED, f"new-{i}"), b"garbage")
+    while world.server.receive(0):
+        pass
+    assert {row.client for row in world.server.ledger.rows()} == {UNKNOWN, "new-0"}
     assert len(world.server.drops) == 4
-    assert sum(world.server.drops.values()) == 6
-    assert world.server.drops["", "malformed"] == 3
+    assert sum(world.server.drops.values()) == 12
+    assert world.server.drops["", "malformed"] == 6
+
+
+def test_a_client_has_an_account_of_its_own_once_it_is_known(world: World) -> None:
+    eve = DeviceMailbox(MemoryLink(world.broker, "eve"), FED, "eve", Ledger())
+    for _ in range(2):
+        eve.send(HELLO)
+        assert world.server.receive(0) == ("eve", HELLO)
+        world.server.send("eve", Welcome("s"))
+        world.server.know("eve")
+    rows = booked(world.server.ledger)
+    for client in (UNKNOWN, "eve"):
+        assert rows[client, "up", "message"][2] == rows[client, "down", "message"][2] == 1
+    assert not valid_name(UNKNOWN)
 
 
 BAD_TOPICS = {
@@ -345,6 +391,7 @@ def test_over_a_real_broker_ledger_and_socket_agree(
 
         server_link, device_link = connect("server"), connect("ann")
         server = ServerMailbox(server_link, unique, Ledger())
+        server.know("ann")
         device = DeviceMailbox(device_link, unique, "ann", Ledger())
         overhead = [(link.sent_bytes, link.received_bytes) for link in (server_link, device_link)]
         server.broadcast(Rollcall("s"))

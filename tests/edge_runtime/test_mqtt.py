@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -19,12 +20,14 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from broker_server import broker as broker_module
 from broker_server.broker import Broker, free_port, open_broker
 from edge_runtime import mqtt
 from edge_runtime.errors import BrokerError
 from edge_runtime.link import Packet
 from edge_runtime.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES
 from edge_runtime.mqtt import MqttLink
+from tests.conftest import require_broker
 
 WAIT_S = 15.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,21 +177,84 @@ def test_a_killed_process_leaves_its_last_will(broker: Broker, unique: str) -> N
         assert payload_of(watcher) == b"gone"
 
 
-def test_an_oversized_packet_is_counted_and_never_seen(
-    running_broker: Callable[[str], Broker], unique: str
+@pytest.fixture
+def boundless_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    """A broker that passes on packets of any size."""
+    require_broker("mosquitto")
+    config = broker_module._mosquitto_config
+
+    def without_limit(host: str, port: int) -> str:
+        return re.sub(r"max_packet_size .*\n", "", config(host, port))
+
+    monkeypatch.setattr(broker_module, "_mosquitto_config", without_limit)
+    with open_broker("mosquitto", None, tmp_path) as broker:
+        yield broker
+
+
+@contextmanager
+def stranger(broker: Broker, name: str) -> Iterator[paho.Client]:
+    client = paho.Client(CallbackAPIVersion.VERSION2, name)
+    client.connect(broker.host, broker.port)
+    client.loop_start()
+    try:
+        yield client
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def test_an_oversized_message_is_counted_and_never_seen(
+    boundless_broker: Broker, unique: str
 ) -> None:
-    broker = running_broker("amqtt")  # mosquitto, as we configure it, stops such a packet itself
-    stranger = paho.Client(CallbackAPIVersion.VERSION2, f"{unique}-stranger")
-    with closing(MqttLink(broker.host, broker.port, unique)) as link:
-        link.subscribe(unique)
-        stranger.connect(broker.host, broker.port)
-        stranger.loop_start()
-        stranger.publish(unique, bytes(MAX_MESSAGE_BYTES + 1), qos=1)
-        stranger.publish(unique, b"small", qos=1)
+    with (
+        closing(MqttLink(boundless_broker.host, boundless_broker.port, unique)) as link,
+        stranger(boundless_broker, "stranger") as client,
+    ):
+        link.subscribe("t/#")
+        client.publish("t", bytes(MAX_MESSAGE_BYTES + 1), qos=1)
+        client.publish("t/" + "x" * 65_000, bytes(MAX_MESSAGE_BYTES), qos=1)
+        client.publish("t", b"small", qos=1)
+        assert len(payload_of(link)) == MAX_MESSAGE_BYTES
         assert payload_of(link) == b"small"
-        stranger.disconnect()
-        stranger.loop_stop()
-        assert (link.oversized, link.overflowed) == (1, 0)
+        assert (link.oversized, link.overflowed, link.connections) == (1, 0, 1)
+
+
+def test_what_could_never_be_a_message_is_not_even_read(
+    boundless_broker: Broker, unique: str, eventually: Eventually
+) -> None:
+    """The connection ends, and the broker does not send the packet again on the next one."""
+    with (
+        closing(MqttLink(boundless_broker.host, boundless_broker.port, unique)) as link,
+        stranger(boundless_broker, "stranger") as client,
+    ):
+        link.subscribe("t")
+        for number in range(1, mqtt.CONTESTED_LOSSES + 2):
+            client.publish("t", bytes(8 << 20), qos=1)
+            assert eventually(lambda: link.connected and link.connections == number + 1)  # noqa: B023
+            assert link.oversized == number
+        client.publish("t", b"small", qos=1)
+        assert payload_of(link) == b"small"
+        assert link.received_bytes < 2000
+        assert not link.contested  # a stranger must not end us
+
+
+def test_a_half_read_packet_is_not_settled(eventually: Eventually) -> None:
+    go_on = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(CONNACK + b"\x30\x05\x00\x02o")
+        go_on.wait(WAIT_S)
+        connection.sendall(b"k!\xd0\x00")  # the rest, and a PINGRESP
+        wait_for_end(connection)
+
+    with peer(talk) as port, closing(MqttLink("127.0.0.1", port, "device")) as link:
+        assert eventually(lambda: link.received_bytes == 9)
+        assert link.settled_bytes() == (link.sent_bytes, 4)
+        go_on.set()
+        assert eventually(lambda: link.settled_bytes() == (link.sent_bytes, 6))
+        assert link.received_bytes == 13
+        assert payload_of(link) == b"!"
+        assert link.settled_bytes() == (link.sent_bytes, 13)
 
 
 def test_two_devices_with_one_name_are_told_so(

@@ -495,3 +495,16 @@ def test_a_greedy_fetch_gets_the_limit() -> None:
     name = make_ref("", data).digest
     parts, refusal = served([Want(name, 0, 100)] * 4096, Finder(data))
     assert ([part.index for part in parts], refusal) == (list(range(64)), "greedy-fetch")
+
+
+def test_serving_stops_when_there_is_no_room() -> None:
+    data = blob(5)
+    name = make_ref("gate", data).digest
+    rooms = iter([True, True, False])
+    served: list[int] = []
+    with pytest.raises(WireError, match="busy"):
+        for part in serve(
+            Fetch([Want(name, 0, 5)]), {name: data}.get, has_room=lambda: next(rooms)
+        ):
+            served.append(part.index)
+    assert served == [0, 1]

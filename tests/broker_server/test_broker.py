@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -325,3 +326,15 @@ def test_bad_addresses(text: str, tmp_path: Path) -> None:
 def test_free_ports_are_free() -> None:
     with socket.create_server(("127.0.0.1", free_port())) as server:
         assert ipaddress.ip_address(server.getsockname()[0]).is_loopback
+
+
+def test_a_broker_that_has_ended_is_noticed(tmp_path: Path) -> None:
+    with open_broker("auto", None, tmp_path) as broker:
+        broker.check()
+        assert broker.process is not None
+        broker.process.signal(signal.SIGKILL)
+        while broker.process.poll() is None:
+            time.sleep(0.01)
+        with pytest.raises(BrokerError, match=rf"{broker.kind}\) has ended: .* --resume"):
+            broker.check()
+    Broker("192.0.2.1", 1883, "external").check()  # not ours to watch

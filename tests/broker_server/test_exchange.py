@@ -214,7 +214,7 @@ def test_strangers_and_those_who_are_done_are_not_served(server: Server) -> None
     def fetch() -> None:
         if not done.got(Received) or fetched:
             return
-        want = Fetch([Want(done.got(Assign)[0].backbone.digest, 0, 1)])  # type: ignore[attr-defined]
+        want = Fetch([Want(done.got(Assign)[0].backbone.digest, 0, 1)])  # type: ignore[union-attr]
         for device in (done, idle, stranger):
             fetched[device.name] += 1
             device.mailbox.send(want)

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from broker_server import broker as broker_module
-from broker_server.broker import free_port
+from broker_server.broker import Broker, free_port
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Experiment
+from broker_server.host import Host
 from broker_server.run import run_experiment
 from broker_server.server import open_store, serve
 from broker_server.store import Store
@@ -35,15 +36,8 @@ def begun(directory: Path, settings: Experiment, rounds: int = 0) -> None:
 def describe(settings: Experiment, store: Store, broker_kind: str) -> None:
     """What `serve` does before it finds that no broker answers."""
     with pytest.raises(BrokerError, match="no MQTT broker answers"):
-        serve(
-            settings,
-            datasets.load("digits", None),
-            "127.0.0.1",
-            free_port(),
-            broker_kind,
-            store,
-            [],
-        )
+        broker = Broker("127.0.0.1", free_port(), broker_kind)
+        serve(settings, datasets.load("digits", None), Host(broker), store, [])
 
 
 def test_a_resumed_run_is_described_as_it_goes_on(tmp_path: Path) -> None:

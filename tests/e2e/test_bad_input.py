@@ -116,7 +116,6 @@ def place(
             "experiment": str(experiment),
             "run": str(pair_run.directory),
             "folder": str(folder),
-            "new": str(folder / "new"),
             "missing": str(folder / "missing"),
             "shard": str(shard),
             "cut": str(folder / "cut.npz"),
@@ -128,13 +127,14 @@ def place(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_one_line_says_what_to_do(workshop: Workshop, place: dict[str, str], case: Case) -> None:
-    arguments = [word.format(**place) for word in case.arguments.split()]
-    end = workshop.call(*arguments)
+def test_one_line_says_what_to_do(
+    workshop: Workshop, place: dict[str, str], case: Case, tmp_path: Path
+) -> None:
+    place = {**place, "new": str(tmp_path / "new")}
+    end = workshop.call(*(word.format(**place) for word in case.arguments.split()))
     assert_bad_input(end, [word.format(**place) for word in case.words])
     assert workshop.left() == []
-    # What cannot run leaves nothing that would be in the way of the next try.
-    assert not Path(place["new"]).exists()
+    assert not (tmp_path / "new" / "report.json").exists()
 
 
 def test_a_shard_of_the_wrong_shape_is_rejected(

@@ -31,11 +31,17 @@ def test_a_run_by_hand_is_the_run(
         str(shards / f"device-{i:02d}.npz") for i in range(2)
     ]
 
+    server_command = ("server", experiment, *settings(PAIR), "--broker", address)
+    # Too early: it says so, and what it leaves does not stand in the way of the next try.
+    too_early = workshop.call(*server_command, out=out)
+    assert too_early.code == 2
+    assert "flexmoe broker" in too_early.err
+
     broker = workshop.start("broker", "--port", port)
     broker.wait_for(lambda: str(port) in broker.output and accepts(port))
     early = workshop.start(*device(0, address, shards))
     early.wait_for(lambda: established(early.pid, port))
-    server = workshop.start("server", experiment, *settings(PAIR), "--broker", address, out=out)
+    server = workshop.start(*server_command, out=out)
     server.wait_for(lambda: f"broker {address}" in server.output)
     server.wait_for(lambda: established(server.pid, port))
     late = workshop.start(*device(1, address, shards))

@@ -35,11 +35,11 @@ _PLAIN_WIDTH = 100
 # devices' own; "ok" is how many answers counted, of how many devices that had work.
 _COLUMNS = (
     ("round", 5),
-    ("global", 8),
-    ("device", 8),
+    ("global", 7),
+    ("device", 7),
     ("loss", 7),
-    ("up", 10),
-    ("down", 10),
+    ("up", 11),
+    ("down", 11),
     ("load CV", 8),
     ("usage CV", 9),
     ("seconds", 8),

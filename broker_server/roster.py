@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_runtime.mailbox import MAX_CLIENTS
 from broker_server.record import Device
+from edge_runtime.mailbox import MAX_CLIENTS
 from edge_runtime.messages import Hello, Reject, Welcome
 from model_export.models import ModelSpec
 

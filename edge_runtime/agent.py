@@ -340,7 +340,8 @@ class Agent:
             case Fetch():
                 finished = self._session.finished
                 if finished is not None:
-                    for chunk in serve(message, finished.blobs.get):
+                    has_room = self._mailbox.link.has_room
+                    for chunk in serve(message, finished.blobs.get, has_room=has_room):
                         self._mailbox.send(chunk)
             case Chunk() if self._download is not None:
                 ref = self._download.accept(message, self._clock())

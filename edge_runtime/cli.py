@@ -30,11 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlexmoeError as error:
         print(f"flexmoe: error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        # The import of a native module, when interrupted, fails with an error of its own.
+        if not _caused_by_interrupt(error):
+            raise
         # All is ended and told; an impatient user must not see the interpreter's own end fail.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("flexmoe: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _caused_by_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _run_server_command(arguments: list[str]) -> int:

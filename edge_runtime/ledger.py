@@ -62,6 +62,13 @@ class Ledger:
         with self._lock:
             self._add((client, direction, kind), (payload_bytes, wire_bytes, messages))
 
+    def move(self, row: LedgerRow, client: str) -> None:
+        """Put what `row` says, booked since the last cut, on another client's account."""
+        sums = (row.payload_bytes, row.wire_bytes, row.messages)
+        with self._lock:
+            self._add((row.client, row.direction, row.kind), _minus(_ZERO, sums))
+            self._add((client, row.direction, row.kind), sums)
+
     def merge(self, rows: Iterable[LedgerRow]) -> None:
         """Add the rows of another ledger, for totals; do not `reconcile` afterwards."""
         with self._lock:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 
 from edge_runtime.errors import ConfigError, WireError
-from edge_runtime.ledger import NOBODY, Direction, Ledger
+from edge_runtime.ledger import NOBODY, Direction, Ledger, LedgerRow
 from edge_runtime.link import Link, Packet
 from edge_runtime.messages import (
     VERSION,
@@ -109,6 +109,7 @@ class _Mailbox:
         self.ledger = ledger
         self.drops: Counter[tuple[str, str]] = Counter()
         self._kinds = BlobKinds()
+        self._taken: Packet | None = None  # the last one
 
     def _post(self, topic: str, client: str, message: Message, allowed: tuple[type, ...]) -> None:
         if not isinstance(message, allowed):
@@ -123,6 +124,7 @@ class _Mailbox:
         deadline = time.monotonic() + timeout_s
         while (packet := self.link.receive(deadline - time.monotonic())) is not None:
             client, kind = "", MESSAGE_KIND
+            self._taken = packet
             try:
                 client, allowed = self._sender(packet.topic)
                 message = unpack(packet.payload)
@@ -213,10 +215,18 @@ class ServerMailbox(_Mailbox):
     def know(self, client: str) -> None:
         """Book this client's traffic under its own name from now on, and no more under `UNKNOWN`.
 
-        The hello for which it was admitted has been booked by then, and stays where it is.
+        Called while its hello is the last message received, that one too.
         """
-        if len(self._known) <= MAX_CLIENTS:
-            self._known.add(client)
+        if client in self._known or len(self._known) > MAX_CLIENTS:
+            return
+        self._known.add(client)
+        hello = self._taken
+        if hello is not None and hello.topic == up_topic(self.federation, client):
+            size = len(hello.payload)
+            row = LedgerRow(UNKNOWN, "up", MESSAGE_KIND, size, hello.wire_bytes, 1)
+            self.ledger.move(row, client)
+            row = LedgerRow(UNKNOWN, "down", MESSAGE_KIND, 0, hello.ack_bytes, 0)
+            self.ledger.move(row, client)
 
     def learn(self, client: str, report: Report) -> None:
         """Book the blobs of a report by their kinds; call it when the report is accepted."""

@@ -78,6 +78,12 @@ def test_merge(one: list[Any], other: list[Any]) -> None:
     assert ledger.rows() == plain_rows(one + other)
 
 
+def test_what_moves_leaves_nothing_behind() -> None:
+    ledger = booked([("x", "up", "message", 50, 60, 1), ("d", "up", "message", 1, 2, 1)])
+    ledger.move(LedgerRow("x", "up", "message", 50, 60, 1), "d")
+    assert ledger.cut() == ledger.rows() == [LedgerRow("d", "up", "message", 51, 62, 2)]
+
+
 def test_rows_cannot_be_changed() -> None:
     row = booked([("d", "up", "gate", 1, 2, 1)]).rows()[0]
     with pytest.raises(AttributeError):

@@ -272,14 +272,28 @@ def test_tables_do_not_grow_without_end(world: World, monkeypatch: pytest.Monkey
 
 def test_a_client_has_an_account_of_its_own_once_it_is_known(world: World) -> None:
     eve = DeviceMailbox(MemoryLink(world.broker, "eve"), FED, "eve", Ledger())
-    for _ in range(2):
-        eve.send(HELLO)
-        assert world.server.receive(0) == ("eve", HELLO)
-        world.server.send("eve", Welcome("s"))
-        world.server.know("eve")
+    eve.send(HELLO)  # too early: nobody answers
+    assert world.server.receive(0) == ("eve", HELLO)
+    early = booked(world.server.ledger)
+    world.ann.send(HELLO)
+    assert world.server.receive(0) == ("ann", HELLO)
+    eve.send(HELLO)
+    assert world.server.receive(0) == ("eve", HELLO)
+    world.server.know("eve")
+    world.server.send("eve", Welcome("s"))
     rows = booked(world.server.ledger)
-    for client in (UNKNOWN, "eve"):
-        assert rows[client, "up", "message"][2] == rows[client, "down", "message"][2] == 1
+    assert set(early) == {(UNKNOWN, "up", "message"), (UNKNOWN, "down", "message")}
+    assert early.items() <= rows.items()
+    assert rows["eve", "up", "message"][0] == rows[UNKNOWN, "up", "message"][0] == len(pack(HELLO))
+    assert rows["eve", "down", "message"][2] == 1
+    assert sent_and_received(world.server) == (
+        world.server_link.sent_bytes,
+        world.server_link.received_bytes,
+    )
+    world.ann.send(HELLO)
+    world.server.receive(0)
+    world.server.know("late")  # whose hello is not the last message
+    assert booked(world.server.ledger).keys() == {*rows.keys()}
     assert not valid_name(UNKNOWN)
 
 

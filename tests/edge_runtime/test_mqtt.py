@@ -257,6 +257,22 @@ def test_a_half_read_packet_is_not_settled(eventually: Eventually) -> None:
         assert link.settled_bytes() == (link.sent_bytes, 13)
 
 
+def test_an_acknowledgement_may_overtake_its_publish(
+    broker: Broker, unique: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(MqttLink(broker.host, broker.port, unique)) as link:
+        publish = link._client.publish
+
+        def slow_publish(topic: str, payload: bytes, qos: int) -> paho.MQTTMessageInfo:
+            info = publish(topic, payload, qos)
+            info.wait_for_publish(WAIT_S)
+            return info
+
+        monkeypatch.setattr(link._client, "publish", slow_publish)
+        link.publish(unique, b"data")
+        assert link.flush(0) and not link._early
+
+
 def test_two_devices_with_one_name_are_told_so(
     broker: Broker, unique: str, eventually: Eventually
 ) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from device_profiles.process import ChildProcess, stop_all
 from edge_runtime.address import parse_address
 from edge_runtime.errors import BrokerError, ConfigError, FleetError
-from edge_runtime.link import INBOX_BYTES, INBOX_PACKETS
+from edge_runtime.inbox import INBOX_BYTES, INBOX_PACKETS
 from edge_runtime.messages import MAX_MESSAGE_BYTES
 from edge_runtime.mqtt import MqttLink
 

@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from edge_runtime import local_training
-from edge_runtime.blob import BlobShelf, kind_of_expert, make_ref
+from edge_runtime.blob import BlobShelf, make_ref
 from edge_runtime.cgroup import usable_cores
 from edge_runtime.codec import Codec
 from edge_runtime.errors import FlexmoeError, ProgramError, WireError
@@ -39,11 +37,8 @@ from edge_runtime.messages import (
     Welcome,
 )
 from edge_runtime.parts import (
-    GATE,
     ModelParts,
     Tensors,
-    check_like,
-    difference,
     merge,
     split,
 )
@@ -51,11 +46,11 @@ from edge_runtime.shard import Shard
 from edge_runtime.telemetry import Telemetry, memory_available_bytes
 from edge_runtime.trainer import Rates, Trainer
 from edge_runtime.transfer import Download, serve
+from edge_runtime.work import changes, check_work, references, starting_parts
 
 log = logging.getLogger("flexmoe.device")
 
 HELLO_EVERY_S = 3.0
-MAX_EPOCHS = 1_000_000
 POLL_S = 0.5
 
 
@@ -164,13 +159,13 @@ class Agent:
 
     def _work(self, work: Assign) -> _Finished:
         """Fetch, train, evaluate; the report and the update that it names."""
-        _check(work)
+        check_work(work)
         began_s = self._clock()
         self._telemetry.begin()
-        with self._shelf.hold(ref.digest for ref in _references(work)):
+        with self._shelf.hold(ref.digest for ref in references(work)):
             self._fetch(work)
             fetched_s = self._clock()
-            before = self._received_parts(work)
+            before = self._start_of(work)
         self._trainer.assign(work.experts, merge(before))
 
         result = local_training.fit(
@@ -193,7 +188,14 @@ class Agent:
         )
         if tested is None:
             raise Superseded
-        update = self._update(work, split(self._trainer.weights()), before)
+        after = split(self._trainer.weights())
+        if work.local_gate:
+            self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
+        update = [
+            (make_ref(kind, data), data)
+            for kind, change in changes(work, before, after)
+            for data in [self._codec.encode(change)]
+        ]
         report = Report(
             session=work.session,
             round=work.round,
@@ -230,13 +232,13 @@ class Agent:
 
     def _fetch(self, work: Assign) -> None:
         """Ask for what is not on the shelf, a window of chunks at a time, until all is there."""
-        sizes = {ref.digest: ref.size_bytes for ref in _references(work)}
+        sizes = {ref.digest: ref.size_bytes for ref in references(work)}
         if sum(sizes.values()) > self._shelf.capacity_bytes:
             raise ProgramError(
                 f"the round's blobs have {sum(sizes.values())} bytes, the shelf holds "
                 f"{self._shelf.capacity_bytes}; enlarge it (--shelf-mib) or assign fewer experts"
             )
-        missing = [ref for ref in _references(work) if ref.digest not in self._shelf]
+        missing = [ref for ref in references(work) if ref.digest not in self._shelf]
         download = self._download = Download(missing)
         try:
             while not download.complete:
@@ -251,7 +253,7 @@ class Agent:
         finally:
             self._download = None
 
-    def _received_parts(self, work: Assign) -> ModelParts:
+    def _start_of(self, work: Assign) -> ModelParts:
         """The weights to start from; the pair of programs is loaded if it is another."""
         pair = (work.training_program.digest, work.evaluation_program.digest)
         if pair != self._programs:
@@ -265,33 +267,19 @@ class Agent:
                 f"the program takes samples {list(layout.shape)} of {layout.classes} classes, the "
                 f"shard has {list(self._shard.shape)} with labels below {self._shard.labels}"
             )
-        shapes = {weight.name: weight.shape for weight in layout.weights}
-        if len(shapes.get(GATE, ())) != 2 or not set(work.experts) <= set(range(shapes[GATE][0])):
-            raise ProgramError(f"the program's gate has no rows for experts {work.experts}")
-        gate = np.zeros(shapes[GATE], np.float32)
-        rows = check_like(self._tensors(work.gate), {GATE: gate[work.experts]}, "gate")[GATE]
-        gate[work.experts] = rows
-        if work.local_gate:
-            own = self._local_gate.rows(work.round)
-            for expert in own.keys() & set(work.experts):
-                gate[expert] = own[expert]
-        experts = tuple(self._tensors(ref) for ref in work.expert_blobs)
-        return ModelParts(self._tensors(work.backbone), gate, experts)
+        own_rows = self._local_gate.rows(work.round) if work.local_gate else {}
+        return starting_parts(work, layout, self._tensors, own_rows)
 
-    def _update(
-        self, work: Assign, after: ModelParts, before: ModelParts
-    ) -> list[tuple[BlobRef, bytes]]:
-        """What training changed, as blobs: backbone, gate rows (unless local), each expert."""
-        update = [("backbone", difference(after.backbone, before.backbone))]
-        if work.local_gate:
-            self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
-        else:
-            update.append(("gate", {GATE: (after.gate - before.gate)[work.experts]}))
-        for slot, expert in enumerate(work.experts):
-            change = difference(after.experts[slot], before.experts[slot])
-            update.append((kind_of_expert(expert), change))
-        encoded = [(kind, self._codec.encode(tensors)) for kind, tensors in update]
-        return [(make_ref(kind, data), data) for kind, data in encoded]
+    def _blob(self, ref: BlobRef) -> bytes:
+        data = self._shelf.get(ref.digest)
+        if data is None:
+            raise WireError(
+                "missing-blob", f"{ref.kind} left the shelf; it is too small for a round"
+            )
+        return data
+
+    def _tensors(self, ref: BlobRef) -> Tensors:
+        return dict(self._codec.decode(self._blob(ref)))
 
     # --- the inbox -----------------------------------------------------------------------------
 
@@ -398,36 +386,3 @@ class Agent:
         if session != self._session.name:
             self._session = _Session(session)
             self._local_gate.enter(session)
-
-    # --- blobs ---------------------------------------------------------------------------------
-
-    def _blob(self, ref: BlobRef) -> bytes:
-        data = self._shelf.get(ref.digest)
-        if data is None:
-            raise WireError(
-                "missing-blob", f"{ref.kind} left the shelf; it is too small for a round"
-            )
-        return data
-
-    def _tensors(self, ref: BlobRef) -> Tensors:
-        return dict(self._codec.decode(self._blob(ref)))
-
-
-def _check(work: Assign) -> None:
-    """Raise `WireError` for work that makes no sense."""
-    experts = work.experts
-    if not experts or experts != sorted(set(experts)) or len(experts) != len(work.expert_blobs):
-        raise WireError("bad-assign", f"experts {experts}, {len(work.expert_blobs)} expert blobs")
-    rates_fit = work.learning_rate > 0 and 0 <= work.momentum < 1 and work.weight_decay >= 0
-    if not rates_fit or not 1 <= work.epochs <= MAX_EPOCHS or work.seed < 0:
-        raise WireError("bad-assign", "epochs, rates or seed are out of range")
-
-
-def _references(work: Assign) -> list[BlobRef]:
-    return [
-        work.training_program,
-        work.evaluation_program,
-        work.backbone,
-        work.gate,
-        *work.expert_blobs,
-    ]

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from edge_runtime.errors import ConfigError, FlexmoeError
+from edge_runtime.trainers import TRAINERS
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -89,7 +90,7 @@ def device_parser() -> argparse.ArgumentParser:
         "--federation", default="default", metavar="NAME", help="which federation to join"
     )
     parser.add_argument(
-        "--trainer", default="executorch", choices=["executorch"], help="what runs the programs"
+        "--trainer", default="executorch", choices=list(TRAINERS), help="what runs the programs"
     )
     parser.add_argument(
         "--shelf-mib", type=int, default=64, metavar="N", help="memory for received blobs, MiB"
@@ -119,7 +120,7 @@ def run_device(arguments: Sequence[str]) -> int:
     from edge_runtime.messages import Gone, pack
     from edge_runtime.mqtt import MqttLink
     from edge_runtime.shard import Shard
-    from edge_runtime.trainer import make_trainer
+    from edge_runtime.trainers import make_trainer
 
     host, port = parse_address(options.broker)
     for name in (options.id, options.federation):

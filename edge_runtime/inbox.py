@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
 from edge_runtime.messages import MAX_MESSAGE_BYTES
-
-if TYPE_CHECKING:
-    from edge_runtime.link import Packet
+from edge_runtime.packet import Packet
 
 INBOX_PACKETS = 4096
 INBOX_BYTES = 64 << 20

@@ -18,7 +18,7 @@ from collections import Counter
 
 from edge_runtime.errors import ConfigError, WireError
 from edge_runtime.ledger import NOBODY, Direction, Ledger, LedgerRow
-from edge_runtime.link import Link, Packet
+from edge_runtime.link import Link
 from edge_runtime.messages import (
     VERSION,
     Assign,
@@ -38,6 +38,7 @@ from edge_runtime.messages import (
     pack,
     unpack,
 )
+from edge_runtime.packet import Packet
 
 TO_SERVER = (Hello, Fetch, Chunk, Report, Failed, Gone)
 TO_DEVICE = (Rollcall, Welcome, Reject, Assign, Fetch, Chunk, Received, Stop)

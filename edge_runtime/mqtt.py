@@ -21,7 +21,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from edge_runtime.counting_client import CountingClient
 from edge_runtime.errors import BrokerError
 from edge_runtime.inbox import INBOX_PACKETS, Inbox
-from edge_runtime.link import Packet, has_room, outgoing
+from edge_runtime.link import has_room
+from edge_runtime.packet import Packet, outgoing
 
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.errors import FlexmoeError, ProgramError
+from edge_runtime.errors import ProgramError
 from edge_runtime.layout import ProgramLayout
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -75,15 +75,6 @@ class Trainer(Protocol):
 
     def evaluate(self, batch: Batch) -> StepResult:
         """Loss and statistics of `batch`; the weights stay."""
-
-
-def make_trainer(name: str) -> Trainer:
-    """The trainer called `name`. Imports what it needs only now: some need torch."""
-    if name == "executorch":
-        from edge_runtime.executorch_trainer import ExecuTorchTrainer
-
-        return ExecuTorchTrainer()
-    raise FlexmoeError(f"unknown trainer {name!r}; expected 'executorch'")
 
 
 def check_assignment(layout: ProgramLayout, experts: list[int], weights: Weights) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from edge_runtime.errors import WireError
 from edge_runtime.ledger import Ledger
-from edge_runtime.link import MemoryLink
 from edge_runtime.mailbox import DeviceMailbox, up_topic
+from edge_runtime.memory_link import MemoryLink
 from edge_runtime.messages import (
     Assign,
     Chunk,

@@ -41,8 +41,8 @@ from edge_runtime.errors import FleetError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
 from edge_runtime.layout import ROLES
 from edge_runtime.ledger import Ledger, total_wire_bytes
-from edge_runtime.link import MemoryBroker, MemoryLink
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
+from edge_runtime.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.messages import Gone, Hello, pack
 from edge_runtime.parts import ModelParts, difference, merge, split
 from edge_runtime.shard import Shard

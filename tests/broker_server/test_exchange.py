@@ -18,7 +18,6 @@ from edge_runtime import link as link_module
 from edge_runtime.blob import digest
 from edge_runtime.errors import BrokerError
 from edge_runtime.ledger import Ledger
-from edge_runtime.link import Packet
 from edge_runtime.mailbox import UNKNOWN as STRANGERS
 from edge_runtime.mailbox import ServerMailbox, up_topic
 from edge_runtime.messages import (
@@ -40,6 +39,7 @@ from edge_runtime.messages import (
     Welcome,
     pack,
 )
+from edge_runtime.packet import Packet
 from edge_runtime.transfer import Download
 from tests.broker_server.sample_model import (
     CODEC,

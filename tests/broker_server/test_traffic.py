@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from broker_server.traffic import Traffic
 from edge_runtime.ledger import Ledger, total_wire_bytes
-from edge_runtime.link import MemoryBroker, MemoryLink
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
+from edge_runtime.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.messages import Failed, Gone, Received
 
 FEDERATION = "fed"

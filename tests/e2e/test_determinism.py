@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import PAIR, PAIR_ROUNDS, QuietRun
-from tests.e2e.processes import Run, Workshop, learned, read_report, select, settings
+from tests.e2e.processes import KERNEL_S, Run, Workshop, learned, read_report, select, settings
 
 
 def test_the_same_seed_gives_the_same_run_on_any_broker(
@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     killed.signal(signal.SIGKILL)
     assert killed.finish().code == -signal.SIGKILL
     # Devices and broker end by themselves, without anybody to tell them.
-    assert workshop.left() == []
+    assert workshop.left(KERNEL_S) == []
 
     stored = select(out, "SELECT * FROM rounds ORDER BY round")
     assert 2 <= len(stored) < PAIR_ROUNDS - 1

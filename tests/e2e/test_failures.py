@@ -32,6 +32,7 @@ from edge_runtime.messages import (
 )
 from tests.e2e.conftest import PAIR, PAIR_ROUNDS
 from tests.e2e.processes import (
+    KERNEL_S,
     Command,
     Run,
     Workshop,
@@ -96,7 +97,7 @@ def test_a_broker_that_dies_and_returns_costs_no_result(
     """The round that was under way goes on where it stopped, so the run comes to the same."""
     out, port = tmp_path / "out", free_port()
     broker = start_broker(workshop, port, broker_kind)
-    changes = {**PAIR, "broker": f"127.0.0.1:{port}"}
+    changes = {**PAIR, "broker": f"127.0.0.1:{port}", "round.rejoin_s": 60}
     run = workshop.start("run", experiment, *settings(changes), out=out)
     run.wait_for(lambda: run.rounds() >= 2)
     broker.signal(signal.SIGKILL)
@@ -150,7 +151,9 @@ def test_a_user_who_presses_ctrl_c_twice(
     run.wait_for(lambda: run.rounds() >= 1)
     run.signal(signal.SIGINT)
     run.signal(signal.SIGINT)
-    assert_interrupted(run, workshop)
+    end = run.finish()
+    assert (end.code, end.err) == (130, "flexmoe: interrupted\n")
+    assert workshop.left(KERNEL_S) == []
 
 
 def test_strangers_change_nothing(
@@ -244,7 +247,7 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
         b"\x91" * 5000,  # five thousand arrays, one in the other
         pack(report)[:-3],
     ]
-    to_server = [
+    to_server: list[Message] = [
         report,
         Failed(other, 1, "no"),
         Chunk(digest, 0, 1, 1000, bytes(1000)),

@@ -141,14 +141,9 @@ def ledger(run: Run, what: str, where: str) -> int:
 
 def test_the_ledgers_rows_are_the_rounds_bytes(run: Run) -> None:
     for entry in run.report["rounds"]:
-        of_round = f"round = {entry['round']}"
-        assert (
-            ledger(run, "wire_bytes", f"{of_round} AND direction = 'up'") == (entry["uplink_bytes"])
-        )
-        assert (
-            ledger(run, "wire_bytes", f"{of_round} AND direction = 'down'")
-            == (entry["downlink_bytes"])
-        )
+        for direction, key in (("up", "uplink_bytes"), ("down", "downlink_bytes")):
+            where = f"round = {entry['round']} AND direction = '{direction}'"
+            assert ledger(run, "wire_bytes", where) == entry[key]
     by_client = run.report["final"]["bytes_by_client"]
     # "" is everybody's: roll calls, the connection.
     assert set(by_client) == {"", *NAMES}

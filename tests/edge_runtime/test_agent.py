@@ -17,8 +17,8 @@ from edge_runtime.codec import RawCodec
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.layout import ProgramLayout
 from edge_runtime.ledger import Ledger
-from edge_runtime.link import MemoryLink
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
+from edge_runtime.memory_link import MemoryLink
 from edge_runtime.messages import (
     Assign,
     BlobRef,

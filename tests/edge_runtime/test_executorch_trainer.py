@@ -16,7 +16,8 @@ from edge_runtime.errors import FlexmoeError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
 from edge_runtime.layout import LAYOUT_METHOD
 from edge_runtime.parts import GATE, Tensors
-from edge_runtime.trainer import Batch, Rates, Trainer, make_trainer
+from edge_runtime.trainer import Batch, Rates, Trainer
+from edge_runtime.trainers import make_trainer
 from tests.edge_runtime.conftest import Programs
 from tests.model_export.eager import SPECS, random_batch, subset_weights
 
@@ -51,7 +52,7 @@ def assert_weights(trainer: ExecuTorchTrainer, expected: Tensors) -> None:
 def test_make_trainer() -> None:
     trainer: Trainer = make_trainer("executorch")
     assert isinstance(trainer, ExecuTorchTrainer) and trainer.name == "executorch"
-    with pytest.raises(FlexmoeError, match="unknown trainer 'tpu'; expected 'executorch'"):
+    with pytest.raises(FlexmoeError, match="unknown trainer 'tpu'; expected one of executorch"):
         make_trainer("tpu")
 
 

@@ -18,16 +18,11 @@ from edge_runtime import link as link_module
 from edge_runtime import mqtt
 from edge_runtime.errors import BrokerError, WireError
 from edge_runtime.inbox import Inbox
-from edge_runtime.link import (
-    Link,
-    MemoryBroker,
-    MemoryLink,
-    Packet,
-    publish_packet_bytes,
-    topic_matches,
-)
+from edge_runtime.link import Link
+from edge_runtime.memory_link import MemoryBroker, MemoryLink, topic_matches
 from edge_runtime.messages import MAX_MESSAGE_BYTES
 from edge_runtime.mqtt import MqttLink
+from edge_runtime.packet import Packet, publish_packet_bytes
 
 WAIT_S = 15.0
 Connect = Callable[..., Link]

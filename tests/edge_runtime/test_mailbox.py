@@ -17,7 +17,6 @@ from broker_server.broker import Broker
 from edge_runtime import mailbox as mailbox_module
 from edge_runtime.errors import ConfigError
 from edge_runtime.ledger import Ledger
-from edge_runtime.link import MemoryBroker, MemoryLink, publish_packet_bytes
 from edge_runtime.mailbox import (
     UNKNOWN,
     DeviceMailbox,
@@ -27,6 +26,7 @@ from edge_runtime.mailbox import (
     up_topic,
     valid_name,
 )
+from edge_runtime.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.messages import (
     VERSION,
     Assign,
@@ -47,6 +47,7 @@ from edge_runtime.messages import (
     pack,
 )
 from edge_runtime.mqtt import MqttLink
+from edge_runtime.packet import publish_packet_bytes
 
 FED = "fed"
 HELLO = Hello("s", 10, 2, [64], 10, "executorch", "x86_64", 2.0, 1 << 30, "0.1")

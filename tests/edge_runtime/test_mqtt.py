@@ -24,9 +24,9 @@ from broker_server import broker as broker_module
 from broker_server.broker import Broker, free_port, open_broker
 from edge_runtime import mqtt
 from edge_runtime.errors import BrokerError
-from edge_runtime.link import Packet
 from edge_runtime.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES
 from edge_runtime.mqtt import MqttLink
+from edge_runtime.packet import Packet
 from tests.conftest import require_broker
 
 WAIT_S = 15.0

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import cast
+from collections.abc import Callable
 
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.trainer import Trainer
 
-TRAINERS = {"executorch": ("edge_runtime.executorch_trainer", "ExecuTorchTrainer")}
-"""Names, and the module and class behind each; modules are imported on demand: some need torch."""
+
+def _executorch() -> Trainer:
+    from edge_runtime.executorch_trainer import ExecuTorchTrainer  # needs torch
+
+    return ExecuTorchTrainer()
+
+
+TRAINERS: dict[str, Callable[[], Trainer]] = {"executorch": _executorch}
 
 
 def make_trainer(name: str) -> Trainer:
     """A new trainer; `FlexmoeError` if there is none of that name, or what it needs is missing."""
     if name not in TRAINERS:
         raise FlexmoeError(f"unknown trainer {name!r}; expected one of {', '.join(TRAINERS)}")
-    module, kind = TRAINERS[name]
-    return cast(Trainer, getattr(import_module(module), kind)())
+    return TRAINERS[name]()

@@ -109,7 +109,8 @@ class Store:
                 raise DataError(f"{path}: not the store of a flexmoe run")
             if version != SCHEMA_VERSION:
                 raise DataError(
-                    f"{path}: schema version {version}; this flexmoe reads version {SCHEMA_VERSION}"
+                    f"{path}: schema version {version}; this flexmoe reads version "
+                    f"{SCHEMA_VERSION}; use the release that wrote it"
                 )
         except DataError:
             store.close()

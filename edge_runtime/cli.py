@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import logging
 import signal
 import sys
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # `kill` ends all that runs here as Ctrl-C does: nothing may be left behind.
         signal.signal(signal.SIGTERM, _interrupt)
+        if arguments == ["--version"]:
+            print(f"flexmoe {importlib.metadata.version('flexmoe')}")
+            return 0
         if arguments[:1] == ["device"]:
             return run_device(arguments[1:])
         return _run_server_command(arguments)

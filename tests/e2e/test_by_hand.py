@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import signal
 import socket
 from pathlib import Path
@@ -91,3 +92,8 @@ def device(number: int, address: str, shards: Path) -> tuple[object, ...]:
 def accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_version_is_that_of_the_package(workshop: Workshop) -> None:
+    done = workshop.call("--version")
+    assert (done.code, done.out) == (0, f"flexmoe {importlib.metadata.version('flexmoe')}\n")

@@ -1,7 +1,7 @@
 """How do the assignment policies compare on real data? Whole runs, over several seeds.
 
-    python benchmarks/policies_on_data.py [--experiment FILE] [--seeds N] [--set KEY=VALUE]... \\
-        [--json]
+    python benchmarks/policies_on_data.py [--experiment FILE] [--seeds N] [--policy NAME]... \\
+        [--set KEY=VALUE]... [--json]
 
 Each run is a `flexmoe run` of its own, with broker and device processes. Printed are mean and
 standard deviation over the seeds of the figures after the last round.
@@ -46,18 +46,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", type=Path, default=QUICKSTART)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--policy", action="append", choices=POLICIES, help="only this one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    runs: dict[str, list[dict[str, float]]] = {policy: [] for policy in POLICIES}
+    policies = options.policy or POLICIES
+    runs: dict[str, list[dict[str, float]]] = {policy: [] for policy in policies}
     for seed in range(options.seeds):
-        for policy in POLICIES:
+        for policy in policies:
             runs[policy].append(run(options.experiment, policy, seed, options.overrides))
     if options.json:
         print(json.dumps({"experiment": options.experiment.stem, "runs": runs}))
         return
     print(f"{options.experiment.stem}, {options.seeds} seeds: mean (standard deviation)")
-    print(f"{'policy':10}" + "".join(f"{figure:>20}" for figure in runs[POLICIES[0]][0]))
+    print(f"{'policy':10}" + "".join(f"{figure:>20}" for figure in runs[policies[0]][0]))
     for policy, results in runs.items():
         cells = [_cell([result[figure] for result in results]) for figure in results[0]]
         print(f"{policy:10}" + "".join(f"{cell:>20}" for cell in cells))

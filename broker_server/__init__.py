@@ -1,0 +1,1 @@
+"""The balancing server: who trains what, and what becomes of it."""

@@ -1,0 +1,1 @@
+"""What runs on a device. Imports numpy, msgpack, paho-mqtt and psutil; never the server."""

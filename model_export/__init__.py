@@ -1,0 +1,1 @@
+"""From torch models to what devices hold: programs and blobs."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 
 from edge_runtime.errors import ConfigError, WireError
@@ -96,7 +97,7 @@ class BlobKinds:
         self._kinds.clear()
 
 
-class _Mailbox:
+class _Mailbox(ABC):
     """What both sides share: booking, dropping, waiting."""
 
     _incoming: Direction  # of what this side receives
@@ -139,9 +140,9 @@ class _Mailbox:
                 self._book(client, kind, packet, self._incoming, self._outgoing)
         return None
 
+    @abstractmethod
     def _sender(self, topic: str) -> tuple[str, tuple[type, ...]]:
         """The client that a topic belongs to, and what may come on it; else `WireError`."""
-        raise NotImplementedError
 
     def _book(
         self, client: str, kind: str, packet: Packet, way: Direction, back: Direction

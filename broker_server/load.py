@@ -1,9 +1,10 @@
 """How much each expert has been trained, and how much it should get next.
 
-The load `H[e]` of an expert is the sum of `n_c` over the clients that it was assigned to, over all
-rounds so far. FLEX-MoE (arXiv 2512.23070) bounds a round's load from both sides and mentions the
-experts' historical deficit, but its formulas for the two bounds are not public. `bounds` is this
-project's reconstruction, not the paper's text.
+The load `H[e]` of an expert is the sum of `n_c` over the clients that it was assigned to and that
+trained it, over all rounds so far: who did not answer leaves a deficit to make good. FLEX-MoE
+(arXiv 2512.23070) bounds a round's load from both sides and mentions the experts' historical
+deficit, but its formulas for the two bounds are not public. `bounds` is this project's
+reconstruction, not the paper's text.
 """
 
 from __future__ import annotations

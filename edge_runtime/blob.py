@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from edge_runtime.errors import ConfigError, FlexmoeError, WireError
 from edge_runtime.messages import CHUNK_BYTES, DIGEST_BYTES, BlobRef, Chunk
-
-_EXPERT = re.compile(r"expert:(0|[1-9][0-9]{0,8})")
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:
@@ -27,12 +24,6 @@ def make_ref(kind: str, data: bytes) -> BlobRef:
 def kind_of_expert(expert: int) -> str:
     """The kind of expert `expert`'s blobs, such as ``expert:3``."""
     return f"expert:{expert}"
-
-
-def expert_of_kind(kind: str) -> int | None:
-    """The expert that blobs of this kind belong to; None for any other kind."""
-    match = _EXPERT.fullmatch(kind)
-    return int(match[1]) if match else None
 
 
 def chunk(name: bytes, data: bytes, index: int) -> Chunk:

@@ -78,11 +78,6 @@ class Shard:
         """The largest label + 1, over both parts."""
         return 1 + max(int(y.max()) for y in (self.y_train, self.y_test) if len(y))
 
-    @property
-    def bytes(self) -> int:
-        """What the four arrays take in memory."""
-        return sum(getattr(self, name).nbytes for name in ARRAYS)
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Shard:
         """Read and check a shard; every defect is a `DataError` that names the file."""

@@ -37,7 +37,6 @@ def write(folder: Path, **changes: Any) -> Path:
 def test_properties() -> None:
     shard = Shard(**GOOD)
     assert (shard.samples, shard.test_samples, shard.shape, shard.labels) == (4, 2, (2, 3), 5)
-    assert shard.bytes == (4 + 2) * 6 * 4 + (4 + 2) * 8
 
 
 def test_an_empty_test_part_is_allowed(tmp_path: Path) -> None:

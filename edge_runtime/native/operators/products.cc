@@ -1,0 +1,149 @@
+#include "operators.h"
+
+namespace flexmoe::operators {
+namespace {
+
+constexpr int64_t kMaxStep = 1024;  // of a stride, padding or dilation
+
+struct Window {
+  std::array<int64_t, 2> stride, padding, dilation;
+  int64_t groups;
+};
+
+Window read_window(Arguments& arguments) {
+  Window window;
+  window.stride = arguments.integers<2>(1, kMaxStep);
+  window.padding = arguments.integers<2>(0, kMaxStep);
+  window.dilation = arguments.integers<2>(1, kMaxStep);
+  window.groups = arguments.integer(1, INT32_MAX);
+  return window;
+}
+
+// The whole geometry of x [N,C,H,W] * weight [O,C/groups,KH,KW]; fails the call if it is none.
+Conv2d make_conv2d(Arguments& arguments, const int64_t (&x)[4], const int64_t (&weight)[4],
+                   const Window& window) {
+  Conv2d conv{};
+  arguments.require(x[1] % window.groups == 0 && weight[0] % window.groups == 0 &&
+                        weight[1] == x[1] / window.groups,
+                    "channels, weight and groups do not fit");
+  int64_t out[2];
+  for (int i = 0; i < 2; ++i) {
+    const int64_t room =
+        x[2 + i] + 2 * window.padding[i] - window.dilation[i] * (weight[2 + i] - 1) - 1;
+    arguments.require(room >= 0, "the kernel is larger than the image");
+    out[i] = room / window.stride[i] + 1;
+  }
+  conv.batch = x[0];
+  conv.in_channels = x[1];
+  conv.height = x[2];
+  conv.width = x[3];
+  conv.out_channels = weight[0];
+  conv.kernel_h = weight[2];
+  conv.kernel_w = weight[3];
+  conv.stride_h = window.stride[0];
+  conv.stride_w = window.stride[1];
+  conv.padding_h = window.padding[0];
+  conv.padding_w = window.padding[1];
+  conv.dilation_h = window.dilation[0];
+  conv.dilation_w = window.dilation[1];
+  conv.groups = window.groups;
+  conv.out_h = out[0];
+  conv.out_w = out[1];
+  return conv;
+}
+
+bool is_output(const View<const float>& dy, const Conv2d& conv) {
+  return dy[0] == conv.batch && dy[1] == conv.out_channels && dy[2] == conv.out_h &&
+         dy[3] == conv.out_w;
+}
+
+}  // namespace
+
+void gemm(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("gemm", context, stack);
+  const auto a = arguments.floats(2);
+  const auto b = arguments.floats(2);
+  const auto bias = arguments.optional_floats(1);
+  const bool transpose_a = arguments.boolean();
+  const bool transpose_b = arguments.boolean();
+  const bool relu = arguments.boolean();
+  if (!arguments.ready()) return;
+  const Gemm gemm{transpose_a ? a[1] : a[0], transpose_b ? b[0] : b[1],
+                  transpose_a ? a[0] : a[1], transpose_a, transpose_b, relu};
+  arguments.require(gemm.k == (transpose_b ? b[1] : b[0]), "the inner sizes differ");
+  arguments.require(!bias || bias[0] == gemm.n, "the bias does not fit");
+  float* c = arguments.output({gemm.m, gemm.n});
+  if (!arguments.ready()) return;
+  Call call(context);
+  call.check(call->gemm(call, gemm, a.data, b.data, bias.data, c));
+}
+
+void sum_rows(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("sum_rows", context, stack);
+  const auto x = arguments.floats(2);
+  if (!arguments.ready()) return;
+  float* sums = arguments.output({x[1]});
+  if (!arguments.ready()) return;
+  Call(context)->sum_rows(x[0], x[1], x.data, sums);
+}
+
+void conv2d(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("conv2d", context, stack);
+  const auto x = arguments.floats(4);
+  const auto weight = arguments.floats(4);
+  const auto bias = arguments.optional_floats(1);
+  const Window window = read_window(arguments);
+  const bool relu = arguments.boolean();
+  if (!arguments.ready()) return;
+  Conv2d conv = make_conv2d(arguments, {x[0], x[1], x[2], x[3]},
+                            {weight[0], weight[1], weight[2], weight[3]}, window);
+  conv.relu = relu;
+  arguments.require(!bias || bias[0] == conv.out_channels, "the bias does not fit");
+  float* y = arguments.output({conv.batch, conv.out_channels, conv.out_h, conv.out_w});
+  if (!arguments.ready()) return;
+  Call call(context);
+  call.check(call->conv2d(call, conv, x.data, weight.data, bias.data, y));
+}
+
+void conv2d_backward_input(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("conv2d_backward_input", context, stack);
+  const auto dy = arguments.floats(4);
+  const auto weight = arguments.floats(4);
+  const auto size = arguments.integers<4>(1, INT32_MAX);
+  const Window window = read_window(arguments);
+  if (!arguments.ready()) return;
+  const Conv2d conv = make_conv2d(arguments, {size[0], size[1], size[2], size[3]},
+                                  {weight[0], weight[1], weight[2], weight[3]}, window);
+  arguments.require(is_output(dy, conv), "the gradient does not fit");
+  float* dx = arguments.output({size[0], size[1], size[2], size[3]});
+  if (!arguments.ready()) return;
+  Call call(context);
+  call.check(call->conv2d_backward_input(call, conv, dy.data, weight.data, dx));
+}
+
+void conv2d_backward_weight(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("conv2d_backward_weight", context, stack);
+  const auto dy = arguments.floats(4);
+  const auto x = arguments.floats(4);
+  const auto size = arguments.integers<4>(1, INT32_MAX);
+  const Window window = read_window(arguments);
+  if (!arguments.ready()) return;
+  const Conv2d conv = make_conv2d(arguments, {x[0], x[1], x[2], x[3]},
+                                  {size[0], size[1], size[2], size[3]}, window);
+  arguments.require(is_output(dy, conv), "the gradient does not fit");
+  float* dweight = arguments.output({size[0], size[1], size[2], size[3]});
+  if (!arguments.ready()) return;
+  Call call(context);
+  call.check(call->conv2d_backward_weight(call, conv, dy.data, x.data, dweight));
+}
+
+void sum_channels(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("sum_channels", context, stack);
+  const auto x = arguments.floats(4);
+  if (!arguments.ready()) return;
+  float* sums = arguments.output({x[1]});
+  if (!arguments.ready()) return;
+  Call(context)->sum_channels(x[0], x[1], x[2] * x[3], x.data, sums);
+}
+
+}  // namespace flexmoe::operators

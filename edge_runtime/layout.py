@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from edge_runtime.errors import ProgramError
 
 LAYOUT_METHOD = "flexmoe_layout"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ROLES = ("train", "evaluate")
+KERNEL_SETS = ("native", "stock")
+"""The operators that a program calls: our runtime's (docs/native.md), or ExecuTorch's own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ProgramLayout:
     """
 
     role: str
+    kernels: str
     model: str
     k: int
     experts: int
@@ -67,6 +70,7 @@ class ProgramLayout:
                 )
             layout = cls(
                 role=_text(raw.pop("role")),
+                kernels=_text(raw.pop("kernels")),
                 model=_text(raw.pop("model")),
                 k=_size(raw.pop("k")),
                 experts=_size(raw.pop("experts")),
@@ -83,6 +87,10 @@ class ProgramLayout:
             raise ProgramError(f"the program's layout cannot be read: {error!r}") from None
         if layout.role not in ROLES:
             raise ProgramError(f"the program's role is {layout.role!r}, expected one of {ROLES}")
+        if layout.kernels not in KERNEL_SETS:
+            raise ProgramError(
+                f"the program's kernels are {layout.kernels!r}, expected one of {KERNEL_SETS}"
+            )
         return layout
 
 

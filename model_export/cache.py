@@ -1,7 +1,7 @@
 """Programs on disk, found by what they were made from.
 
-Exporting takes seconds, and a program depends only on (model, k, batch, role), on this package's
-code and on the versions of torch and executorch; the key covers them all.
+Exporting takes seconds, and a program depends only on (model, k, batch, role, kernels), on this
+package's code and on the versions of torch and executorch; the key covers them all.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from edge_runtime import program_file
 from edge_runtime.errors import ProgramError
 from edge_runtime.layout import ProgramLayout
 from model_export.models import ModelSpec
 from model_export.program import Program, export_program, make_layout
 
-_SOURCES = ("models.py", "program.py", "passes.py")
+# All of this package, and how programs are sealed: whatever may change a program's bytes.
+_SOURCES = (*sorted(Path(__file__).parent.rglob("*.py")), Path(program_file.__file__))
 
 
 class ProgramCache:
@@ -29,15 +31,17 @@ class ProgramCache:
         self._loaded: dict[ProgramLayout, Program] = {}
         self.exported = 0
 
-    def get(self, spec: ModelSpec, k: int, batch: int, role: str) -> Program:
+    def get(
+        self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
+    ) -> Program:
         """The program, exported now if it is not there; a damaged entry is exported again."""
-        layout = make_layout(spec, k, batch, role)
+        layout = make_layout(spec, k, batch, role, kernels)
         program = self._loaded.get(layout)
         if program is None:
             key = _key(layout)
             program = self._read(key, layout)
             if program is None:
-                program = export_program(spec, k, batch, role)
+                program = export_program(spec, k, batch, role, kernels)
                 self.exported += 1
                 self._write(key, program)
             self._loaded[layout] = program
@@ -82,10 +86,7 @@ def _key(layout: ProgramLayout) -> str:
     facts = {
         "layout": layout.to_json(),  # with the layout's version: the program carries it
         "versions": [importlib.metadata.version(name) for name in ("torch", "executorch")],
-        "code": [
-            hashlib.sha256((Path(__file__).parent / name).read_bytes()).hexdigest()
-            for name in _SOURCES
-        ],
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _SOURCES],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -54,18 +54,33 @@ class MoE(nn.Module):
         )
 
     def forward(self, x: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        scores, outputs = self.scores_and_outputs(x)
+        return mix(scores, outputs, experts)
+
+    def scores_and_outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a mixture is made of: `scores` [B, E] of all experts, `outputs` [slots, B, classes].
+
+        Everything that has weights is in here.
+        """
         features = self.backbone(x)
         pooled = features.mean((2, 3)) if features.dim() == 4 else features
-        # Picking columns by a 0/1 matrix instead of indexing: its gradient is a plain product,
-        # where that of an index is a scatter that small runtimes lack.
-        chosen = (experts.unsqueeze(1) == torch.arange(self.spec.experts)).to(x.dtype)
-        weights = torch.softmax(self.gate(pooled) @ chosen.T, dim=1)
-        outputs = torch.stack([expert(features) for expert in self.experts], dim=1)
-        return (weights.unsqueeze(2) * outputs).sum(1), weights
+        return self.gate(pooled), torch.stack([expert(features) for expert in self.experts])
 
     def all_experts(self) -> Tensor:
         """The ids for a model that holds every expert."""
         return torch.arange(self.spec.experts)
+
+
+def mix(scores: Tensor, outputs: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+    """The soft mixture of the experts that are present.
+
+    `scores` [B, E], `outputs` [k, B, C], `experts` [k] -> (logits [B, C], weights [B, k]).
+    """
+    # Picking columns by a 0/1 matrix instead of indexing: its gradient is a plain product, where
+    # that of an index is a scatter that small runtimes lack.
+    chosen = (experts.unsqueeze(1) == torch.arange(scores.shape[1])).to(scores.dtype)
+    weights = torch.softmax(scores @ chosen.T, dim=1)
+    return (weights.T.unsqueeze(2) * outputs).sum(0), weights
 
 
 class MeanPool(nn.Module):
@@ -130,7 +145,9 @@ def _cifar(spec: ModelSpec) -> Parts:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
+    """How a model is built, and which samples it `takes`: `rank` axes, of sizes that `fits`."""
+
     build: Callable[[ModelSpec], Parts]
     rank: int
     takes: str
@@ -138,16 +155,16 @@ class _Reference:
 
 
 MODELS = {
-    "digits": _Reference(_digits, 1, "flat samples [n]"),
-    "har": _Reference(
+    "digits": Reference(_digits, 1, "flat samples [n]"),
+    "har": Reference(
         _har,
         3,
         "windows [channels, 1, time >= 8]",
         # The two strided convolutions leave nothing of a shorter window.
         lambda shape: shape[0] >= 1 and shape[1] == 1 and shape[2] >= 8,
     ),
-    "cifar": _Reference(_cifar, 3, "images [channels, height, width]"),
-    "fashion": _Reference(_cifar, 3, "images [channels, height, width]"),
+    "cifar": Reference(_cifar, 3, "images [channels, height, width]"),
+    "fashion": Reference(_cifar, 3, "images [channels, height, width]"),
 }
 
 

@@ -10,10 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import ProgramError
-from edge_runtime.layout import LAYOUT_VERSION, ROLES, ProgramLayout, TensorLayout
+from edge_runtime.layout import (
+    KERNEL_SETS,
+    LAYOUT_VERSION,
+    ROLES,
+    ProgramLayout,
+    TensorLayout,
+)
 
 LAYOUT = ProgramLayout(
     role="train",
+    kernels="native",
     model="digits",
     k=2,
     experts=8,
@@ -30,6 +37,7 @@ SHAPES = st.lists(SIZES, max_size=4).map(tuple)
     st.builds(
         ProgramLayout,
         role=st.sampled_from(ROLES),
+        kernels=st.sampled_from(KERNEL_SETS),
         model=st.text(max_size=20),
         k=SIZES,
         experts=SIZES,
@@ -53,11 +61,11 @@ def test_sizes_are_those_of_float32() -> None:
 
 def test_the_text_never_changes() -> None:
     """Programs of this version are in caches and on devices."""
-    assert LAYOUT_VERSION == 1
+    assert LAYOUT_VERSION == 2
     assert LAYOUT.to_json() == (
-        '{"version":1,"role":"train","model":"digits","k":2,"experts":8,"batch":32,"classes":10,'
-        '"shape":[3,4],"weights":[{"name":"a","shape":[2,3]},{"name":"scalar","shape":[]},'
-        '{"name":"b","shape":[5]}]}'
+        '{"version":2,"role":"train","kernels":"native","model":"digits","k":2,"experts":8,'
+        '"batch":32,"classes":10,"shape":[3,4],"weights":[{"name":"a","shape":[2,3]},'
+        '{"name":"scalar","shape":[]},{"name":"b","shape":[5]}]}'
     )
 
 
@@ -82,8 +90,12 @@ def changed(**changes: Any) -> str:
         (changed(weights=None), "cannot be read"),
         (changed(weights=[1]), "cannot be read"),
         (changed(weights=[{"name": "a"}]), "cannot be read"),
-        (changed(version=2), "has version 2, this runtime reads version 1; export .* again"),
+        (changed(version=1), "has version 1, this runtime reads version 2; export .* again"),
+        (changed(version=3), "has version 3, this runtime reads version 2; export .* again"),
         (changed(role="predict"), "role is 'predict', expected one of"),
+        (changed(kernels="cuda"), "kernels are 'cuda', expected one of"),
+        (changed(kernels=...), "cannot be read"),
+        (changed(kernels=["native"]), "cannot be read"),
         (changed(k="2"), "cannot be read"),
         (changed(batch=0), "cannot be read"),
         (changed(experts=1.5), "cannot be read"),
@@ -93,7 +105,7 @@ def changed(**changes: Any) -> str:
         (changed(shape="34"), "cannot be read"),
         (changed(weights=[{"name": 1, "shape": []}]), "cannot be read"),
         (changed(weights=[{"name": "a", "shape": ["2"]}]), "cannot be read"),
-        ('{"version":1,"a":' * 100_000, "cannot be read"),
+        ('{"version":2,"a":' * 100_000, "cannot be read"),
     ],
 )
 def test_anything_else_is_one_clear_line(text: str, says: str) -> None:

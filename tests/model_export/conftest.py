@@ -17,11 +17,15 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Program]:
-    """Gives the program of (model, role), exported at its first use in the session."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Program]:
+    """Gives the program of (model, role, kernels), exported at its first use in the session."""
     # The folder is that of tests/edge_runtime/conftest.py: one export serves both.
     cache = ProgramCache(tmp_path_factory.getbasetemp() / "programs")
-    return lambda name, role: cache.get(SPECS[name], K, BATCH[name], role)
+
+    def get(name: str, role: str, kernels: str = "stock") -> Program:
+        return cache.get(SPECS[name], K, BATCH[name], role, kernels)
+
+    return get
 
 
 @pytest.fixture(scope="session")

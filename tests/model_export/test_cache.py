@@ -12,7 +12,7 @@ import pytest
 
 from edge_runtime import layout as layout_module
 from edge_runtime.errors import ProgramError
-from edge_runtime.layout import ROLES
+from edge_runtime.layout import KERNEL_SETS, ROLES
 from model_export import cache as cache_module
 from model_export.cache import ProgramCache, default_directory
 from model_export.models import ModelSpec
@@ -20,7 +20,7 @@ from model_export.program import Program
 from tests.model_export.eager import BATCH, SPECS, K
 
 SPEC = SPECS["digits"]
-Exported = Callable[[str, str], Program]
+Exported = Callable[..., Program]
 
 
 def get(cache: ProgramCache, role: str = "evaluate") -> Program:
@@ -32,8 +32,8 @@ def quick_export(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take no time here: they give what a real export of the same program gave before."""
     ready = {role: exported("digits", role) for role in ROLES}
 
-    def export(spec: ModelSpec, k: int, batch: int, role: str) -> Program:
-        assert (spec, k, batch) == (SPEC, K, BATCH["digits"])
+    def export(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+        assert (spec, k, batch, kernels) == (SPEC, K, BATCH["digits"], "stock")
         return ready[role]
 
     monkeypatch.setattr(cache_module, "export_program", export)
@@ -58,6 +58,41 @@ def test_a_real_export_is_made_once(tmp_path: Path, exported: Exported) -> None:
     second = ProgramCache(folder)
     assert second.get(SPEC, 1, 1, "evaluate") == program and second.exported == 0
     assert entry(folder, ".pte").read_bytes() == program.data
+
+
+def test_each_kernel_set_is_an_entry(
+    tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = {kernels: exported("digits", "evaluate", kernels) for kernels in KERNEL_SETS}
+    asked = []
+
+    def export(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+        asked.append(kernels)
+        return ready[kernels]
+
+    monkeypatch.setattr(cache_module, "export_program", export)
+    for _ in range(2):
+        cache = ProgramCache(tmp_path)
+        stock = cache.get(SPEC, K, BATCH["digits"], "evaluate")
+        native = cache.get(SPEC, K, BATCH["digits"], "evaluate", "native")
+        assert (stock, native) == (ready["stock"], ready["native"])
+    assert asked == ["stock", "native"]
+
+
+@pytest.mark.parametrize("file", ["passes/lower.py", "reference.py", "models.py"])
+def test_new_code_is_another_entry(
+    filled: Path, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file of the package counts, those in folders, too."""
+    package = Path(cache_module.__file__).parent
+    assert package / file in cache_module._SOURCES
+    edited = tmp_path / "edited.py"
+    edited.write_bytes((package / file).read_bytes() + b"\n# edited\n")
+    sources = tuple(edited if s == package / file else s for s in cache_module._SOURCES)
+    monkeypatch.setattr(cache_module, "_SOURCES", sources)
+    cache = ProgramCache(filled)
+    get(cache)
+    assert cache.exported == 1
 
 
 def test_each_role_is_an_entry(filled: Path, exported: Exported) -> None:
@@ -157,7 +192,7 @@ def test_concurrent_runs_never_see_half_a_program(
     numbers = itertools.count()
     real = exported("digits", "evaluate")
 
-    def export(spec: ModelSpec, k: int, batch: int, role: str) -> Program:
+    def export(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
         return Program(next(numbers).to_bytes(4, "little") * size, real.layout, real.arena_bytes)
 
     monkeypatch.setattr(cache_module, "export_program", export)

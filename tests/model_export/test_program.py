@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
-from edge_runtime.layout import ProgramLayout
+from edge_runtime.layout import KERNEL_SETS, ROLES, ProgramLayout
 from edge_runtime.parts import Tensors
+from edge_runtime.program_file import unseal
 from edge_runtime.trainer import Batch, Rates, StepResult
 from model_export.program import Program, export_program, make_layout, training_memory_bytes
 from tests.model_export.eager import (
@@ -32,7 +33,7 @@ from tests.model_export.eager import (
     subset_weights,
 )
 
-Exported = Callable[[str, str], Program]
+Exported = Callable[..., Program]
 TrainerOf = Callable[[str], ExecuTorchTrainer]
 
 MODELS = list(SPECS)
@@ -164,16 +165,17 @@ def test_passes_change_no_value(exported: Exported, trainer_of: TrainerOf) -> No
     assert_close(same, gradients, 1e-6)
 
 
-@pytest.mark.parametrize("role", ["train", "evaluate"])
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
+@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_program_holds_its_layout_and_no_weights(
-    name: str, role: str, exported: Exported
+    name: str, role: str, kernels: str, exported: Exported
 ) -> None:
-    program = exported(name, role)
+    program = exported(name, role, kernels)
     assert len(program.data) < 64 * 1024 < program.layout.weights_bytes
-    assert program.layout == make_layout(SPECS[name], K, BATCH[name], role)
+    assert program.layout == make_layout(SPECS[name], K, BATCH[name], role, kernels)
     text = program.layout.to_json()
-    assert text.encode() in program.data
+    assert text.encode() in bytes(unseal(program.data))
     assert ProgramLayout.from_json(text) == program.layout
     weights = subset_weights(SPECS[name], EXPERTS, seed=0)
     assert [(w.name, w.shape) for w in program.layout.weights] == [
@@ -188,17 +190,24 @@ def test_memory_of_training(name: str, exported: Exported) -> None:
     # The arena holds at least the outputs: one gradient per weight.
     assert train.arena_bytes >= train.layout.weights_bytes > 0
     assert 0 < evaluate.arena_bytes < train.arena_bytes
-    arenas = train.arena_bytes + evaluate.arena_bytes
-    needed = training_memory_bytes(train, evaluate)
-    assert needed > arenas + 4 * train.layout.weights_bytes + len(train.data) + len(evaluate.data)
+    native = exported(name, "train", "native"), exported(name, "evaluate", "native")
+    assert 0 < native[1].arena_bytes < native[0].arena_bytes
+    assert native[0].arena_bytes < train.arena_bytes - train.layout.weights_bytes
+    for pair in ((train, evaluate), native):
+        files = sum(len(program.data) + program.arena_bytes for program in pair)
+        weights = train.layout.weights_bytes
+        assert training_memory_bytes(*pair) == files + 6 * weights
+        assert training_memory_bytes(*pair, moments=0) == files + 5 * weights
+        assert training_memory_bytes(*pair, moments=2, micro_batches=True) == files + 8 * weights
 
 
-def test_exports_repeat_to_the_byte(exported: Exported) -> None:
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
+def test_exports_repeat_to_the_byte(kernels: str, exported: Exported) -> None:
     """In another process with another hash seed, too: a digest names it on every device."""
     script = (
         "import hashlib; from model_export.program import export_program;"
         "from tests.model_export.eager import BATCH, SPECS, K;"
-        "program = export_program(SPECS['digits'], K, BATCH['digits'], 'train');"
+        f"program = export_program(SPECS['digits'], K, BATCH['digits'], 'train', '{kernels}');"
         "print(hashlib.sha256(program.data).hexdigest(), program.arena_bytes)"
     )
     done = subprocess.run(
@@ -209,7 +218,7 @@ def test_exports_repeat_to_the_byte(exported: Exported) -> None:
         text=True,
         check=True,
     )
-    program = exported("digits", "train")
+    program = exported("digits", "train", kernels)
     expected = f"{hashlib.sha256(program.data).hexdigest()} {program.arena_bytes}"
     assert done.stdout.split("\n") == [expected, ""]
     assert done.stderr == ""
@@ -230,3 +239,10 @@ def test_what_cannot_be_exported_is_one_clear_line(k: int, batch: int, role: str
     ) as caught:
         make_layout(SPECS["digits"], k, batch, role)
     assert "\n" not in str(caught.value)
+
+
+def test_unknown_kernels_are_one_clear_line() -> None:
+    with pytest.raises(
+        ProgramError, match=r"kernels 'cuda'; expected one of \('native', 'stock'\)"
+    ):
+        make_layout(SPECS["digits"], 2, 8, "train", "cuda")

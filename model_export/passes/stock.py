@@ -74,8 +74,8 @@ class ProductsToLinear(PassBase):
         return _cleaned(module, changed)
 
 
-def passes() -> list[PassBase]:
-    """All passes, in the order in which they must run."""
+def stock_passes() -> list[PassBase]:
+    """All of them, in the order in which they must run."""
     return [DropAliases(), CancelPermutes(), ProductsToLinear()]
 
 

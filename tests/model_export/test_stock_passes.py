@@ -1,4 +1,4 @@
-"""Each graph pass on small graphs: what it rewrites, what it must leave, and that values stay."""
+"""Each pass for the stock kernels: what it rewrites, what it must leave; values stay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge
 from torch import Tensor, nn
 from torch.fx.passes.infra.pass_base import PassBase
 
-from model_export.passes import CancelPermutes, DropAliases, ProductsToLinear, passes
+from model_export.passes.stock import (
+    CancelPermutes,
+    DropAliases,
+    ProductsToLinear,
+    stock_passes,
+)
 
 X = torch.arange(12.0).reshape(3, 4) - 5.0
 W = torch.arange(20.0).reshape(5, 4) * 0.25 - 2.0
@@ -144,12 +149,12 @@ def test_all_passes_find_what_hides_behind_other_nodes() -> None:
     def function(x: Tensor, w: Tensor) -> Tensor:
         return torch.mm(x, torch.ops.aten.alias(w.t()).t().t())
 
-    before, after = rewritten(function, X, W, by=passes())
+    before, after = rewritten(function, X, W, by=stock_passes())
     assert before["permute_copy"] == 3 and before["alias_copy"] == 1
     assert after == {"linear": 1}
 
 
-@pytest.mark.parametrize("one", passes(), ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("one", stock_passes(), ids=lambda one: type(one).__name__)
 def test_a_pass_says_whether_it_changed_the_graph(one: PassBase) -> None:
     graph = (
         to_edge_program(lambda x, w: torch.mm(x, torch.ops.aten.alias(w.t()).t().t()), X, W)

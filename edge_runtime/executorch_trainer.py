@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import FlexmoeError, ProgramError
 from edge_runtime.layout import LAYOUT_METHOD, ProgramLayout
-from edge_runtime.optimizer import Sgd
-from edge_runtime.trainer import Batch, Rates, StepResult, Weights, check_assignment
+from edge_runtime.optimizer import Optimizer
+from edge_runtime.program_file import unseal
+from edge_runtime.trainer import (
+    Batch,
+    MemoryNeed,
+    Rates,
+    StepResult,
+    Weights,
+    check_assignment,
+    micro_batches,
+)
 
 try:
     import torch
@@ -44,11 +53,28 @@ class ExecuTorchTrainer:
         self._weights: dict[str, NDArray[np.float32]] = {}
         self._inputs: list[Any] = []
         self._experts = torch.zeros(0, dtype=torch.int64)
-        self._sgd: Sgd | None = None  # None until experts and weights are assigned
+        self._optimizer: Optimizer | None = None  # None until experts and weights are assigned
 
     @property
     def layout(self) -> ProgramLayout:
         return self._loaded(self._training).layout
+
+    def memory_need(
+        self, training: bytes, evaluation: bytes, rates: Rates, batch: int
+    ) -> MemoryNeed:
+        # The stock runtime's Python does not say how much memory a program plans; ours does.
+        from edge_runtime.native import _native
+
+        facts = [_native.describe(unseal(file)) for file in (training, evaluation)]
+        layout = ProgramLayout.from_json(facts[0]["layout"])
+        state = 2 if rates.optimizer == "adamw" else int(rates.momentum > 0)
+        return MemoryNeed(
+            programs_bytes=len(training) + len(evaluation),
+            arena_bytes=sum(each["arena_bytes"] for each in facts),
+            weights_bytes=layout.weights_bytes,
+            gradients_bytes=layout.weights_bytes if batch > layout.batch else 0,
+            optimizer_bytes=(state + 1) * layout.weights_bytes,
+        )
 
     def load(self, training: bytes, evaluation: bytes) -> None:
         train, test = _LoadedProgram(training), _LoadedProgram(evaluation)
@@ -60,7 +86,7 @@ class ExecuTorchTrainer:
         if replace(train.layout, role="evaluate") != test.layout:
             raise ProgramError("the training and the evaluation program are of different models")
         self._training, self._evaluation = train, test
-        self._sgd = None
+        self._optimizer = None
         self._weights = {
             weight.name: np.zeros(weight.shape, np.float32) for weight in train.layout.weights
         }
@@ -72,22 +98,35 @@ class ExecuTorchTrainer:
         for name, held in self._weights.items():
             held[...] = weights[name]
         self._experts = torch.tensor(experts, dtype=torch.int64)
-        self._sgd = Sgd(list(self._weights.values()))
+        self._optimizer = Optimizer(list(self._weights.values()))
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         return dict(self._weights)
 
     def train_step(self, batch: Batch, rates: Rates) -> StepResult:
-        outputs = self._run(self._loaded(self._training), batch)
-        assert self._sgd is not None  # or _run had raised
-        self._sgd.step([gradient.numpy() for gradient in outputs[2:]], rates)
-        return _step_result(outputs)
+        program = self._loaded(self._training)
+        gradients: list[NDArray[np.float32]] = []
+        loss, stats = 0.0, np.zeros((program.layout.k, 3), np.float32)
+        for piece in micro_batches(batch, program.layout.batch):
+            outputs = self._run(program, piece)
+            result = _step_result(outputs)
+            loss, stats = loss + result.loss, stats + result.stats
+            views = [gradient.numpy() for gradient in outputs[2:]]
+            # The next run uses the runtime's memory again: the sum needs arrays of its own.
+            if gradients:
+                for total, view in zip(gradients, views, strict=True):
+                    total += view
+            else:
+                gradients = views if piece.y.size == batch.y.size else [g.copy() for g in views]
+        assert self._optimizer is not None  # or _run had raised
+        self._optimizer.step(gradients, rates)
+        return StepResult(loss, stats)
 
     def evaluate(self, batch: Batch) -> StepResult:
         return _step_result(self._run(self._loaded(self._evaluation), batch))
 
     def _run(self, program: _LoadedProgram, batch: Batch) -> list[Any]:
-        if self._sgd is None:
+        if self._optimizer is None:
             raise ProgramError("no weights are assigned; call assign() after load()")
         inputs = [
             *self._inputs,
@@ -111,22 +150,24 @@ class ExecuTorchTrainer:
 class _LoadedProgram:
     """A program in the runtime. Keeps the bytes alive: the runtime only borrows them."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        # The runtime would print another identifier, and abort where that is no text.
-        if data[4:6] != b"ET" or not data[6:8].isdigit():
-            raise ProgramError("not an ExecuTorch program; export it again")
+    def __init__(self, file: bytes) -> None:
+        self._data = data = bytes(unseal(file))
         try:
             self._program = runtime._load_program_from_buffer(
                 data, program_verification=runtime.Verification.InternalConsistency
             )
             text = self._program.load_method(LAYOUT_METHOD)([])[0]
+            self.layout = ProgramLayout.from_json(str(text))
+            if self.layout.kernels != "stock":
+                raise ProgramError(
+                    "the program is made for flexmoe's own runtime; "
+                    "run this device with --trainer native"
+                )
             self.method = self._program.load_method("forward")
         except (RuntimeError, ValueError, IndexError, AttributeError) as error:
             raise ProgramError(
                 f"not a flexmoe program of this ExecuTorch version ({error}); export it again"
             ) from None
-        self.layout = ProgramLayout.from_json(str(text))
 
 
 def _step_result(outputs: list[Any]) -> StepResult:

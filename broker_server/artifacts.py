@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker_server.experiment import Experiment
+from broker_server.roster import KERNELS
 from broker_server.seeds import derive_seed
 from broker_server.state import State
 from broker_server.work import Work
@@ -30,19 +31,30 @@ class Artifacts:
         self._codec = codec
 
     def prepare(self) -> None:
-        """Export now the programs that the experiment's devices will ask for."""
-        model = self._experiment.model
+        """Export now the programs that the experiment's own devices will ask for."""
+        model, kernels = self._experiment.model, KERNELS[self._experiment.train.trainer]
         asked = {model.experts_asked(i) for i in range(self._experiment.data.devices)}
         for k in {model.experts} if self._experiment.assignment.policy == "full" else asked:
             for role in ROLES:
-                self._program(k, role)
+                self._program(k, kernels, role)
 
-    def memory_bytes(self, k: int) -> int:
+    def memory_bytes(self, k: int, kernels: str) -> int:
         """What training with `k` experts needs on a device, the runtime and its data apart."""
-        return training_memory_bytes(self._program(k, "train"), self._program(k, "evaluate"))
+        train = self._experiment.train
+        return training_memory_bytes(
+            *(self._program(k, kernels, role) for role in ROLES),
+            moments=2 if train.optimizer == "adamw" else 1,
+            micro_batches=train.micro_batch not in (0, train.batch),
+        )
 
-    def make_work(self, state: State, number: int, experts: Mapping[str, list[int]]) -> Work:
-        """Round `number`'s work for each client: its `experts`, ascending."""
+    def make_work(
+        self,
+        state: State,
+        number: int,
+        experts: Mapping[str, list[int]],
+        kernels: Mapping[str, str],
+    ) -> Work:
+        """Round `number`'s work for each client: its `experts`, ascending, and its `kernels`."""
         blobs: dict[bytes, bytes] = {}
 
         def offer(kind: str, data: bytes) -> BlobRef:
@@ -56,30 +68,38 @@ class Artifacts:
             e: offer(kind_of_expert(e), encode_expert(parts, e, self._codec))
             for e in sorted({e for chosen in experts.values() for e in chosen})
         }
+        kinds = {client: (len(chosen), kernels[client]) for client, chosen in experts.items()}
         programs = {
-            k: [offer("program", self._program(k, role).data) for role in ROLES]
-            for k in {len(chosen) for chosen in experts.values()}
+            kind: [offer("program", self._program(*kind, role).data) for role in ROLES]
+            for kind in set(kinds.values())
         }
         assigns = {
             client: Assign(
                 session=state.session,
                 round=number,
                 experts=chosen,
-                training_program=programs[len(chosen)][0],
-                evaluation_program=programs[len(chosen)][1],
+                training_program=programs[kinds[client]][0],
+                evaluation_program=programs[kinds[client]][1],
                 backbone=backbone,
                 gate=offer("gate", encode_gate_rows(parts, chosen, self._codec)),
                 expert_blobs=[held[e] for e in chosen],
                 local_gate=self._experiment.gate.mode == "local",
                 epochs=train.epochs,
+                batch=train.batch,
+                optimizer=train.optimizer,
                 learning_rate=train.learning_rate * train.learning_rate_decay ** (number - 1),
                 momentum=train.momentum,
                 weight_decay=train.weight_decay,
+                beta1=train.beta1,
+                beta2=train.beta2,
+                epsilon=train.epsilon,
+                clip_norm=train.clip_norm,
                 seed=derive_seed(self._experiment.seed, number, client),
             )
             for client, chosen in experts.items()
         }
         return Work(assigns, blobs, parts)
 
-    def _program(self, k: int, role: str) -> Program:
-        return self._cache.get(self._spec, k, self._experiment.train.batch, role)
+    def _program(self, k: int, kernels: str, role: str) -> Program:
+        train = self._experiment.train
+        return self._cache.get(self._spec, k, train.micro_batch or train.batch, role, kernels)

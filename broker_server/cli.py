@@ -1,4 +1,7 @@
-"""The server's commands: run, server, broker, data, report; and `device`, passed on."""
+"""The server's commands: run, server, broker, data, report, programs.
+
+`device` and `bench` are passed on.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_runtime.cli import INTERRUPTED, run_device
+from edge_runtime.cli import INTERRUPTED, run_bench, run_device
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,16 +159,45 @@ def report(
         replay(store.records(), store.facts(), directory)
 
 
-@app.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    }
-)
+@app.command()
+def programs(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the programs go.")],
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A reference model [default: all].")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Experts of the subset model.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
+) -> None:
+    """Write programs for `flexmoe bench device`, to copy to a device."""
+    from edge_runtime.bench import MODELS
+    from model_export.bench import export_programs
+
+    unknown = sorted(set(model or ()) - set(MODELS))
+    if unknown:
+        raise ConfigError(f"--model {unknown[0]}: expected one of {', '.join(MODELS)}")
+    try:
+        print(f"the programs are in {export_programs(directory, model or MODELS, k, batch)}")
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from None
+
+
+_PASSED_ON = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": [],
+}
+
+
+@app.command(context_settings=_PASSED_ON)
 def device(context: typer.Context) -> int:
     """Run this machine as a device (needs no server extra)."""
     return run_device(context.args)
+
+
+@app.command(context_settings=_PASSED_ON)
+def bench(context: typer.Context) -> int:
+    """How fast this machine trains, as `bench device` (needs no server extra)."""
+    return run_bench(context.args)
 
 
 def _load(

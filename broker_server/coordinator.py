@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from broker_server import fitness, load
 from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import AssignmentPolicy, Problem
-from broker_server.capacity import Capacity, experts_that_fit
+from broker_server.capacity import Cap, Capacity, experts_that_fit
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
@@ -50,8 +51,19 @@ class Federation:
     incidents: Callable[[], list[str]] = list
 
 
+class FewerExperts(Exception):
+    """Too few devices answered, since some had too little memory: try again with these caps."""
+
+    def __init__(self, caps: Mapping[str, Cap]) -> None:
+        super().__init__("some devices must be given fewer experts")
+        self.caps = caps
+
+
 def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]:
-    """One round. Raises `FleetError` if too few devices are there to begin, or answer."""
+    """One round. Raises `FleetError` if too few devices are there to begin, or answer.
+
+    `FewerExperts` if the round should begin again with fewer experts for some.
+    """
     began_s = time.monotonic()
     number = state.round + 1
     experiment = federation.experiment
@@ -61,7 +73,7 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
 
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
     places = (*state.places, *(client for client in present if client not in state.places))
-    capacities, events = capacities_of(present, places, federation)
+    capacities, events = capacities_of(present, places, state.caps, federation)
     clients = list(capacities)
     capacity = np.array([held.k for held in capacities.values()])
     sizes = {client: federation.roster[client].hello.samples for client in clients}
@@ -76,11 +88,17 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
 
     # 4. Push, 5. train, 6. collect: devices fetch what they lack, and report.
     experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
-    work = federation.artifacts.make_work(state, number, experts)
+    kernels = {client: federation.roster[client].kernels for client in clients}
+    memory = {c: federation.roster[c].hello.memory_available_bytes for c in clients}
+    work = federation.artifacts.make_work(state, number, experts, kernels)
     answers = federation.exchange.run(work, experiment.round.deadline_s, experiment.round.rejoin_s)
     reports = {c: a.report for c, a in answers.items() if a.report is not None}
+    found = found_caps(answers, experts, memory)
+    caps = {**state.caps, **found}
     need = quorum(experiment, len(clients))
     if len(reports) < need:
+        if found:
+            raise FewerExperts(caps)
         raise FleetError(
             f"round {number}: {len(reports)} of {len(clients)} devices answered in time, "
             f"round.quorum asks for {need}; {_why(answers)}"
@@ -116,6 +134,7 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
         trials={**state.trials, **dict(zip(clients, trials + trained, strict=True))},
         load=load.update(state.load, trained, samples),
         places=places,
+        caps=caps,
     )
     record = make_record(
         state,
@@ -140,7 +159,11 @@ def run_rounds(
 ) -> State:
     """Rounds up to number `rounds`; `finished` is told of each, and makes it last."""
     while state.round < rounds:
-        state, record = run_round(state, federation)
+        try:
+            state, record = run_round(state, federation)
+        except FewerExperts as again:  # ends: each time some device is given fewer
+            state = replace(state, caps=again.caps)
+            continue
         finished(state, record)
     return state
 
@@ -167,7 +190,10 @@ def quorum(experiment: Experiment, devices: int) -> int:
 
 
 def capacities_of(
-    clients: Sequence[str], places: Sequence[str], federation: Federation
+    clients: Sequence[str],
+    places: Sequence[str],
+    caps: Mapping[str, Cap],
+    federation: Federation,
 ) -> tuple[dict[str, Capacity], list[str]]:
     """k of each device that can hold an expert, and what to say of the others.
 
@@ -178,12 +204,14 @@ def capacities_of(
     events: list[str] = []
     for client in clients:
         try:
-            held = capacities[client] = experts_for(client, places.index(client), federation)
+            place, cap = places.index(client), caps.get(client)
+            held = capacities[client] = experts_for(client, place, cap, federation)
         except FleetError as error:
             events.append(f"{client}: sits out: {error}")
             continue
         if held.limit != "asked":
-            events.append(f"{client}: holds {held.k} experts, its {held.limit} allows no more")
+            what = "1 expert" if held.k == 1 else f"{held.k} experts"
+            events.append(f"{client}: holds {what}, its {held.limit} allows no more")
     if len(capacities) < quorum(experiment, len(clients)):
         raise FleetError(
             f"{len(capacities)} of {len(clients)} devices can hold an expert, round.quorum asks "
@@ -192,14 +220,35 @@ def capacities_of(
     return capacities, events
 
 
-def experts_for(client: str, place: int, federation: Federation) -> Capacity:
-    """k of one device: what the experiment asks for, as far as its memory allows."""
-    model = federation.experiment.model
-    if federation.experiment.assignment.policy == "full":
-        return Capacity(model.experts, "asked")
-    asked = model.experts_asked(place)
-    available = federation.roster[client].hello.memory_available_bytes
-    return experts_that_fit(asked, available, federation.artifacts.memory_bytes)
+def experts_for(client: str, place: int, cap: Cap | None, federation: Federation) -> Capacity:
+    """k of one device: what the experiment asks for, as far as its memory allows.
+
+    Raises `FleetError` if not even one fits, or not all where the policy gives all.
+    """
+    model, member = federation.experiment.model, federation.roster[client]
+    available = member.hello.memory_available_bytes
+    if federation.experiment.assignment.policy != "full":
+        need = partial(federation.artifacts.memory_bytes, kernels=member.kernels)
+        return experts_that_fit(model.experts_asked(place), available, need, cap)
+    # All or nothing: the device itself finds out.
+    capacity = experts_that_fit(model.experts, available, lambda k: 0, cap)
+    if capacity.k < model.experts:
+        raise FleetError(f"the policy gives it all {model.experts} experts, its memory allows less")
+    return capacity
+
+
+def found_caps(
+    answers: Mapping[str, Answer], experts: Mapping[str, list[int]], memory: Mapping[str, int]
+) -> dict[str, Cap]:
+    """One expert less than they were given, for devices that failed for lack of memory.
+
+    By client: `experts` given, and `memory` in bytes as the device had said.
+    """
+    return {
+        client: Cap(len(experts[client]) - 1, answer.needed_bytes, memory[client])
+        for client, answer in answers.items()
+        if answer.needed_bytes
+    }
 
 
 def scores_of(

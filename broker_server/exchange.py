@@ -213,7 +213,9 @@ class Exchange:
                 progress = self._current(client, message)
                 if progress.answer is not None:
                     raise WireError("duplicate", f"round {message.round} is closed for this device")
-                progress.answer = Answer("failed", message.reason)
+                progress.answer = Answer(
+                    "failed", message.reason, needed_bytes=max(0, message.needed_bytes)
+                )
             case _:
                 raise WireError("stale", f"{type(message).__name__} outside of a round")
 

@@ -134,15 +134,50 @@ class Train(Section):
 
     epochs: int = Field(default=5, ge=1, le=MOST, description="Local epochs a round.")
     batch: int = Field(default=32, ge=1, le=MOST, description="Samples a step.")
-    learning_rate: float = Field(default=0.05, gt=0, description="Step size of SGD.")
+    micro_batch: int = Field(
+        default=0,
+        ge=0,
+        le=MOST,
+        description="Samples that a device computes at once; their gradients are summed up to the "
+        "step's. Fewer take less memory, the result is the same. A divisor of batch; 0: all.",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="SGD with momentum, or AdamW, as in PyTorch."
+    )
+    learning_rate: float = Field(default=0.05, gt=0, description="Step size of the optimizer.")
     learning_rate_decay: float = Field(
         default=1.0, gt=0, le=1, description="Factor on the learning rate after each round."
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
-    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty of SGD.")
-    trainer: Literal["executorch"] = Field(
-        default="executorch",
-        description="What the devices that `flexmoe run` starts use: the stock ExecuTorch runtime.",
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="L2 penalty of SGD; decoupled weight decay of AdamW."
+    )
+    beta1: float = Field(
+        default=0.9, ge=0, lt=1, description="Decay of AdamW's mean of the gradients."
+    )
+    beta2: float = Field(
+        default=0.999, ge=0, lt=1, description="Decay of AdamW's mean of their squares."
+    )
+    epsilon: float = Field(
+        default=1e-8, gt=0, description="AdamW adds it to the root of the mean square."
+    )
+    clip_norm: float = Field(
+        default=0.0,
+        ge=0,
+        description="Longest gradient, as one vector of all weights; longer ones are scaled down "
+        "to it. 0: as long as they come.",
+    )
+    trainer: Literal["native", "executorch"] = Field(
+        default="native",
+        description="What the devices that `flexmoe run` starts train with: native, our runtime; "
+        "executorch, the stock runtime, which needs PyTorch. Devices elsewhere choose their own.",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads of each device that `flexmoe run` starts; 0: as many whole cores as "
+        "its cgroup's quota gives, 1 without a quota.",
     )
 
 
@@ -298,6 +333,9 @@ class Experiment(Section):
                     "natural split, only har has",
                 )
             )
+        if self.train.micro_batch and self.train.batch % self.train.micro_batch:
+            divides = f"a divisor of train.batch = {self.train.batch}, or 0"
+            found.append(("train.micro_batch", divides))
         if model.name != data.dataset:
             found.append(("model.name", f'"{data.dataset}", the model for that data set'))
         if max(asked if isinstance(asked, tuple) else [asked]) > model.experts:

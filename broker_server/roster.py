@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 
 from broker_server.record import Device
@@ -11,6 +12,9 @@ from model_export.models import ModelSpec
 
 MAX_SAMPLES = 1_000_000_000
 
+KERNELS = {"native": "native", "executorch": "stock"}
+"""Which kernels a trainer's programs call, by the trainer's name."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -19,6 +23,11 @@ class Member:
     client: str
     hello: Hello
     present: bool = True
+
+    @property
+    def kernels(self) -> str:
+        """Which kernels its programs call."""
+        return KERNELS[self.hello.trainer]
 
     @property
     def device(self) -> Device:
@@ -78,6 +87,11 @@ class Roster:
 
     def _objection(self, hello: Hello) -> str:
         spec = self._spec
+        if hello.trainer not in KERNELS:
+            return (
+                f"its trainer is {reprlib.repr(hello.trainer)}, this server has programs for "
+                f"{' and '.join(KERNELS)}; start it with one of these as --trainer"
+            )
         if tuple(hello.shape) != spec.shape:
             return (
                 f"its samples have shape {hello.shape}, model {spec.name!r} takes "

@@ -39,6 +39,7 @@ def run_experiment(
             experiment.train.trainer,
             directory / "log",
             directory / "state",
+            experiment.train.threads,
         )
         with fleet:
             records = serve(experiment, dataset, Host(broker, fleet), store, sinks)

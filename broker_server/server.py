@@ -117,7 +117,8 @@ def open_store(experiment: Experiment, directory: Path, resume: bool) -> Store:
         before = load_experiment(directory / "config.toml")
         # More rounds may be asked for, the broker may have moved, and each device chooses its own
         # trainer; anything else is another run.
-        train = before.train.model_copy(update={"trainer": experiment.train.trainer})
+        chosen = {"trainer": experiment.train.trainer, "threads": experiment.train.threads}
+        train = before.train.model_copy(update=chosen)
         free = {"rounds": experiment.rounds, "broker": experiment.broker, "train": train}
         if before.model_copy(update=free) != experiment:
             raise ConfigError(

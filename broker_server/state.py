@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from broker_server.capacity import Cap
 from edge_runtime.blob import digest
 from edge_runtime.codec import RawCodec
 from edge_runtime.errors import DataError
 from edge_runtime.messages import DIGEST_BYTES
 from edge_runtime.parts import ModelParts, merge, split
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class State:
 
     `quality` and `trials` (rounds in which the pair trained) are [E] by client, `load` is H [E].
     `places` are all clients in the order in which rounds first saw them, within a round by name: a
-    list of capacities in the experiment is dealt out in this order.
+    list of capacities in the experiment is dealt out in this order. `caps` are of the clients whose
+    memory turned out to hold fewer experts than they were given.
     """
 
     session: str
@@ -34,6 +36,7 @@ class State:
     trials: Mapping[str, NDArray[np.int64]]
     load: NDArray[np.int64]
     places: tuple[str, ...] = ()
+    caps: Mapping[str, Cap] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """A checkpoint: the digest of what follows, and a msgpack map."""
@@ -47,6 +50,7 @@ class State:
                 "trials": {client: row.tolist() for client, row in self.trials.items()},
                 "load": self.load.tolist(),
                 "places": list(self.places),
+                "caps": {client: astuple(cap) for client, cap in self.caps.items()},
             }
         )
         return digest(packed) + packed
@@ -71,4 +75,5 @@ class State:
             trials={c: np.array(row, dtype=np.int64) for c, row in raw["trials"].items()},
             load=np.array(raw["load"], dtype=np.int64),
             places=tuple(raw["places"]),
+            caps={client: Cap(*cap) for client, cap in raw["caps"].items()},
         )

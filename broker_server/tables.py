@@ -98,14 +98,14 @@ def _result(records: Sequence[RoundRecord], facts: Facts) -> Table:
             f"({figure(closing['rounds_s'] / rounds, 2)} s a round)",
         ),
     ]
-    if closing["device_peak_rss_mib"] is not None:
-        peak, cpu = closing["device_peak_rss_mib"], closing["device_cpu_s"]
-        lines.append(
-            (
-                "devices",
-                f"{figure(peak, 1)} MiB of memory at most, {figure(cpu, 1)} s of CPU in all",
-            )
+    for trainer, share in closing["memory_by_trainer"].items():
+        largest, mean, total = (
+            figure(share[f"{key}_mib"], 1) for key in ("largest", "mean", "sum")
         )
+        what = f"{largest} MiB a device at most, {mean} on average, {total} in all"
+        lines.append(("memory", f"{what}  ({share['devices']} {escape(trainer)})"))
+    if closing["device_cpu_s"] is not None:
+        lines.append(("CPU", f"{figure(closing['device_cpu_s'], 1)} s, all devices together"))
     missed = sum(record.violated_samples > 0 for record in records)
     if missed:
         samples = closing["violated_samples"]

@@ -14,13 +14,15 @@ from edge_runtime.ledger import LedgerRow
 def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
     """The last round's accuracies and balance, and sums over all rounds.
 
-    ``device_peak_rss_mib`` is the largest of all devices, ``device_cpu_s`` the sum of all.
+    Of the devices' peaks of resident memory, ``device_peak_rss_mib`` is the largest,
+    ``device_mean_rss_mib`` the mean and ``fleet_rss_mib`` the sum. ``device_cpu_s`` is the sum of
+    all devices.
     """
     if not records:
         return {"rounds": 0}
     last = records[-1]
     rows = [row for record in records for row in record.bytes]
-    peaks, cpu = _telemetry(records, "peak_rss_mib"), _telemetry(records, "cpu_s")
+    peaks, cpu = _peaks(records), _telemetry(records, "cpu_s")
     return {
         "rounds": len(records),
         "global_accuracy": last.global_accuracy,
@@ -37,7 +39,10 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
         "socket_received_bytes": sum(r.socket_received_bytes for r in records),
         "rounds_s": sum(r.round_s for r in records),
         "violated_samples": sum(r.violated_samples for r in records),
-        "device_peak_rss_mib": max(peaks, default=None),
+        "device_peak_rss_mib": max(peaks.values(), default=None),
+        "device_mean_rss_mib": sum(peaks.values()) / len(peaks) if peaks else None,
+        "fleet_rss_mib": sum(peaks.values()) if peaks else None,
+        "memory_by_trainer": memory(records),
         "device_cpu_s": sum(cpu) if cpu else None,
         "drops": drops(records),
         "left_out": {
@@ -47,6 +52,33 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
         "bytes_by_client": {client: sums(mine) for client, mine in grouped(rows, "client").items()},
         "bytes_by_kind": {kind: sums(mine) for kind, mine in grouped(rows, "kind").items()},
     }
+
+
+def memory(records: Sequence[RoundRecord]) -> dict[str, dict[str, float]]:
+    """By trainer: ``devices``, and of their peaks of resident memory the largest, mean and sum."""
+    trainers = {device.client: device.trainer for device in devices(records)}
+    groups: dict[str, list[float]] = defaultdict(list)
+    for client, peak in _peaks(records).items():
+        groups[trainers.get(client, "unknown")].append(peak)
+    return {
+        trainer: {
+            "devices": len(peaks),
+            "largest_mib": max(peaks),
+            "mean_mib": sum(peaks) / len(peaks),
+            "sum_mib": sum(peaks),
+        }
+        for trainer, peaks in sorted(groups.items())
+    }
+
+
+def _peaks(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Each device's peak of resident memory, MiB, where it tells one."""
+    peaks: dict[str, float] = {}
+    for client in (client for record in records for client in record.clients):
+        if "peak_rss_mib" in client.telemetry:
+            peak = client.telemetry["peak_rss_mib"]
+            peaks[client.client] = max(peak, peaks.get(client.client, 0.0))
+    return peaks
 
 
 def _telemetry(records: Sequence[RoundRecord], key: str) -> list[float]:

@@ -24,8 +24,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one device's work; with status ``ok`` its update is in the spool."""
+    """What came of one device's work; with status ``ok`` its update is in the spool.
+
+    `needed_bytes` is what a device says that the work needs, if it failed for lack of memory.
+    """
 
     status: Status
     detail: str = ""
     report: Report | None = None
+    needed_bytes: int = 0

@@ -27,11 +27,12 @@ class Fleet:
         trainer: str,
         log_directory: Path,
         state_directory: Path,
+        threads: int = 0,
     ) -> None:
-        """Start a device for each of `shards`."""
+        """Start a device for each of `shards`; `threads` for each, 0: as it chooses."""
         self._ended: set[str] = set()
         self._devices: dict[str, ChildProcess] = {}
-        # Devices share this machine's cores: one thread each, or they fight for them.
+        # Devices share this machine's cores: numpy's and torch's own threads would fight for them.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             for name, shard in shards.items():
@@ -39,6 +40,7 @@ class Fleet:
                 command += ["--data", str(shard), "--broker", f"{host}:{port}"]
                 command += ["--federation", federation, "--trainer", trainer]
                 command += ["--state", str(state_directory)]
+                command += ["--threads", str(threads)] if threads else []
                 log = log_directory / f"{name}.log"
                 self._devices[name] = ChildProcess.start(command, name, log, environment)
         except BaseException:

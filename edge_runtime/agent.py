@@ -6,15 +6,14 @@ network; between two training steps the agent looks into the inbox and answers w
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_runtime import local_training
-from edge_runtime.blob import BlobShelf, make_ref
+from edge_runtime import __version__
+from edge_runtime.blob import BlobShelf
 from edge_runtime.cgroup import usable_cores
 from edge_runtime.codec import Codec
 from edge_runtime.errors import FlexmoeError, ProgramError, WireError
@@ -22,7 +21,6 @@ from edge_runtime.local_gate import LocalGate
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import (
     Assign,
-    BlobRef,
     Chunk,
     Failed,
     Fetch,
@@ -36,17 +34,12 @@ from edge_runtime.messages import (
     Stop,
     Welcome,
 )
-from edge_runtime.parts import (
-    ModelParts,
-    Tensors,
-    merge,
-    split,
-)
 from edge_runtime.shard import Shard
 from edge_runtime.telemetry import Telemetry, memory_available_bytes
-from edge_runtime.trainer import Rates, Trainer
+from edge_runtime.trainer import Trainer
 from edge_runtime.transfer import Download, serve
-from edge_runtime.work import changes, check_work, references, starting_parts
+from edge_runtime.work import TooLarge, check_work, references
+from edge_runtime.workbench import Workbench
 
 log = logging.getLogger("flexmoe.device")
 
@@ -98,21 +91,26 @@ class Agent:
         codec: Codec,
         shelf: BlobShelf,
         local_gate: LocalGate | None = None,
+        memory_limit_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`memory_limit_bytes`: what training may use; None: what is free when it begins."""
+        local_gate = local_gate or LocalGate()
         self._mailbox = mailbox
         self._shard = shard
         self._trainer = trainer
-        self._codec = codec
         self._shelf = shelf
-        self._local_gate = local_gate or LocalGate()
+        self._local_gate = local_gate
+        self._workbench = Workbench(
+            trainer, shard, codec, shelf, local_gate, memory_limit_bytes, clock
+        )
         self._clock = clock
         self._telemetry = Telemetry()
-        self._memory_available_bytes: int | None = None
+        self._memory_limit_bytes = memory_limit_bytes
+        self._memory_available_bytes: int | None = None  # as told to the server
         self._session = _Session()
         self._download: Download | None = None
         self._socket_bytes = (0, 0)  # sent and received, at the last report
-        self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
         self._greeted = 0  # the connection whose hello the server last answered
         self._hello_on = 0  # the connection on which the last hello was said, and when
         self._hello_at_s = -HELLO_EVERY_S
@@ -153,7 +151,10 @@ class Agent:
             raise
         except (FlexmoeError, MemoryError) as error:
             log.error("round %d: %s", work.round, error)
-            self._mailbox.send(Failed(work.session, work.round, str(error)[:500]))
+            no_memory = isinstance(error, (TooLarge, MemoryError))
+            needed = self._workbench.needed_bytes if no_memory else 0
+            why = str(error) or "the device ran out of memory"
+            self._mailbox.send(Failed(work.session, work.round, why[:500], needed))
         finally:
             session.doing = None
 
@@ -164,38 +165,12 @@ class Agent:
         self._telemetry.begin()
         with self._shelf.hold(ref.digest for ref in references(work)):
             self._fetch(work)
-            fetched_s = self._clock()
-            before = self._start_of(work)
-        self._trainer.assign(work.experts, merge(before))
-
-        result = local_training.fit(
-            self._trainer,
-            self._shard.x_train,
-            self._shard.y_train,
-            work.epochs,
-            Rates(work.learning_rate, work.momentum, work.weight_decay),
-            work.seed,
-            interrupted=lambda: self._out_of_date(work),
-        )
-        if result is None:
+            fetch_s = self._clock() - began_s
+            before = self._workbench.prepare(work)
+        outcome = self._workbench.train(work, before, lambda: self._out_of_date(work))
+        if outcome is None:
             raise Superseded
-        trained_s = self._clock()
-        tested = local_training.evaluate(
-            self._trainer,
-            self._shard.x_test,
-            self._shard.y_test,
-            interrupted=lambda: self._out_of_date(work),
-        )
-        if tested is None:
-            raise Superseded
-        after = split(self._trainer.weights())
-        if work.local_gate:
-            self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
-        update = [
-            (make_ref(kind, data), data)
-            for kind, change in changes(work, before, after)
-            for data in [self._codec.encode(change)]
-        ]
+        result, tested = outcome.result, outcome.tested
         report = Report(
             session=work.session,
             round=work.round,
@@ -208,16 +183,17 @@ class Agent:
             test_samples=tested.samples,
             telemetry={
                 **self._telemetry.read(),
-                "fetch_s": fetched_s - began_s,
-                "train_s": trained_s - fetched_s,
+                "fetch_s": fetch_s,
+                "train_s": outcome.train_s,
                 "train_steps": float(result.steps),
                 "previous_upload_s": self._session.upload_s,
                 **self._bytes_moved(),
             },
-            update=[ref for ref, _ in update],
+            update=[ref for ref, _ in outcome.update],
         )
         log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
-        return _Finished(work, report, {ref.digest: data for ref, data in update}, self._clock())
+        blobs = {ref.digest: data for ref, data in outcome.update}
+        return _Finished(work, report, blobs, self._clock())
 
     def _bytes_moved(self) -> dict[str, float]:
         """What the socket moved: since the device started, and since the last report."""
@@ -252,34 +228,6 @@ class Agent:
                     raise Superseded
         finally:
             self._download = None
-
-    def _start_of(self, work: Assign) -> ModelParts:
-        """The weights to start from; the pair of programs is loaded if it is another."""
-        pair = (work.training_program.digest, work.evaluation_program.digest)
-        if pair != self._programs:
-            self._trainer.load(
-                self._blob(work.training_program), self._blob(work.evaluation_program)
-            )
-            self._programs = pair
-        layout = self._trainer.layout
-        if layout.shape != self._shard.shape or layout.classes < self._shard.labels:
-            raise ProgramError(
-                f"the program takes samples {list(layout.shape)} of {layout.classes} classes, the "
-                f"shard has {list(self._shard.shape)} with labels below {self._shard.labels}"
-            )
-        own_rows = self._local_gate.rows(work.round) if work.local_gate else {}
-        return starting_parts(work, layout, self._tensors, own_rows)
-
-    def _blob(self, ref: BlobRef) -> bytes:
-        data = self._shelf.get(ref.digest)
-        if data is None:
-            raise WireError(
-                "missing-blob", f"{ref.kind} left the shelf; it is too small for a round"
-            )
-        return data
-
-    def _tensors(self, ref: BlobRef) -> Tensors:
-        return dict(self._codec.decode(self._blob(ref)))
 
     # --- the inbox -----------------------------------------------------------------------------
 
@@ -362,7 +310,8 @@ class Agent:
         self._hello_on, self._hello_at_s = connection, now_s
         if self._memory_available_bytes is None:
             # Measured once: later, the device's own program would count against it.
-            self._memory_available_bytes = memory_available_bytes()
+            measured, limit = memory_available_bytes(), self._memory_limit_bytes
+            self._memory_available_bytes = measured if limit is None else min(measured, limit)
         self._mailbox.send(
             Hello(
                 session=self._session.name,
@@ -374,7 +323,7 @@ class Agent:
                 machine=platform.machine(),
                 cores=usable_cores(),
                 memory_available_bytes=self._memory_available_bytes,
-                version=importlib.metadata.version("flexmoe"),
+                version=__version__,
             )
         )
 

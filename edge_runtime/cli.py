@@ -1,11 +1,11 @@
-"""The command `flexmoe`: `device` in a base install, the rest with the server extra."""
+"""The command `flexmoe`: `device` and `bench` in a base install, the rest with the server extra."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, FlexmoeError
-from edge_runtime.trainers import TRAINERS
+from edge_runtime.spare_imports import spare_imports
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -27,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `kill` ends all that runs here as Ctrl-C does: nothing may be left behind.
         signal.signal(signal.SIGTERM, _interrupt)
         if arguments == ["--version"]:
-            print(f"flexmoe {importlib.metadata.version('flexmoe')}")
+            print(f"flexmoe {__version__}")
             return 0
         if arguments[:1] == ["device"]:
             return run_device(arguments[1:])
+        if arguments[:1] == ["bench"]:
+            return run_bench(arguments[1:])
         return _run_server_command(arguments)
     except FlexmoeError as error:
         print(f"flexmoe: error: {error}", file=sys.stderr)
@@ -59,6 +62,7 @@ def _run_server_command(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if arguments in ([], ["--help"], ["-h"]):
             print("flexmoe device: run this machine as a device (flexmoe device --help).")
+            print("flexmoe bench device: how fast this machine trains.")
             print("The server's commands need: pip install 'flexmoe[server]'")
             return 0
         raise ConfigError(
@@ -76,6 +80,8 @@ class _Parser(argparse.ArgumentParser):
 
 def device_parser() -> argparse.ArgumentParser:
     """The options of `flexmoe device`."""
+    from edge_runtime.trainers import TRAINERS
+
     parser = _Parser(
         prog="flexmoe device",
         description="Run this machine as a device: train the experts that the server assigns, on "
@@ -94,10 +100,26 @@ def device_parser() -> argparse.ArgumentParser:
         "--federation", default="default", metavar="NAME", help="which federation to join"
     )
     parser.add_argument(
-        "--trainer", default="executorch", choices=list(TRAINERS), help="what runs the programs"
+        "--trainer",
+        default="native",
+        choices=list(TRAINERS),
+        help="what runs the programs: our own runtime, or the stock one, which needs torch "
+        "[default: native]",
     )
     parser.add_argument(
-        "--shelf-mib", type=int, default=64, metavar="N", help="memory for received blobs, MiB"
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="threads of a training step [default: the whole cores of the cgroup's quota, or 1]",
+    )
+    parser.add_argument(
+        "--memory-mib",
+        type=_count,
+        metavar="N",
+        help="memory that training may use, MiB [default: what is free]",
+    )
+    parser.add_argument(
+        "--shelf-mib", type=_count, default=64, metavar="N", help="memory for received blobs, MiB"
     )
     parser.add_argument(
         "--state", metavar="DIR", type=Path, help="keep a local gate here, to survive a restart"
@@ -106,8 +128,18 @@ def device_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def run_device(arguments: Sequence[str]) -> int:
     """`flexmoe device`: returns 0 when the server ended the run."""
+    # numpy's OpenBLAS starts a thread for each core when it is loaded, with memory for each.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    spare_imports()
     options = device_parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
@@ -134,7 +166,8 @@ def run_device(arguments: Sequence[str]) -> int:
             )
     shelf = BlobShelf(options.shelf_mib * 1024 * 1024)
     shard = Shard.load(options.data)
-    trainer = make_trainer(options.trainer)
+    trainer = make_trainer(options.trainer, options.threads)
+    memory = options.memory_mib * 1024 * 1024 if options.memory_mib else None
     link = MqttLink(
         host,
         port,
@@ -144,7 +177,7 @@ def run_device(arguments: Sequence[str]) -> int:
     try:
         mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())
         gate = LocalGate(options.state / f"{options.id}.gate" if options.state else None)
-        agent = Agent(mailbox, shard, trainer, RawCodec(), shelf, gate)
+        agent = Agent(mailbox, shard, trainer, RawCodec(), shelf, gate, memory)
         try:
             reason = agent.live()
         except KeyboardInterrupt:
@@ -154,6 +187,15 @@ def run_device(arguments: Sequence[str]) -> int:
         link.close()
     print(f"{options.id}: {reason}")
     return 0
+
+
+def run_bench(arguments: Sequence[str]) -> int:
+    """`flexmoe bench device`: returns 0 when the table is printed."""
+    if arguments[:1] != ["device"]:
+        raise ConfigError("expected: flexmoe bench device (see flexmoe bench device --help)")
+    from edge_runtime import bench
+
+    return bench.run(arguments[1:])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

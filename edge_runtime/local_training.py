@@ -37,25 +37,28 @@ def fit(
     x: NDArray[np.float32],
     y: NDArray[np.int64],
     epochs: int,
+    batch: int,
     rates: Rates,
     seed: int,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> LocalResult | None:
     """Train `epochs` passes over `x` [n, *shape], `y` [n] in an order that depends on `seed` only.
 
+    A step takes `batch` samples, whatever the program's batch is; the last one of an epoch may take
+    fewer.
     Returns None when `interrupted()` turned true between two steps. A loss or a weight that is no
     longer finite raises `ProgramError`: such weights must never leave the device.
     """
     rng = np.random.default_rng(seed)
-    k = trainer.layout.k
+    k, piece = trainer.layout.k, trainer.layout.batch
     steps = 0
     stats = np.zeros((k, 3))
     for _ in range(epochs):
         stats = np.zeros((k, 3))
-        for batch in batches(x, y, rng.permutation(len(y)), trainer.layout.batch):
+        for step in batches(x, y, rng.permutation(len(y)), batch, piece):
             if interrupted():
                 return None
-            result = trainer.train_step(batch, rates)
+            result = trainer.train_step(step, rates)
             if not np.isfinite(result.loss):
                 raise _diverged(steps, f"loss {result.loss}", rates)
             stats += result.stats
@@ -86,12 +89,14 @@ def evaluate(
     y: NDArray[np.int64],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """The current model on `x` [n, *shape], `y` [n]; no hits for an empty set.
+    """The current model on `x` [n, *shape], `y` [n], in batches of the program's size.
 
+    No hits for an empty set.
     Returns None when `interrupted()` turned true between two batches.
     """
     stats = np.zeros((trainer.layout.k, 3))
-    for batch in batches(x, y, np.arange(len(y)), trainer.layout.batch):
+    size = trainer.layout.batch
+    for batch in batches(x, y, np.arange(len(y)), size, size):
         if interrupted():
             return None
         stats += trainer.evaluate(batch).stats
@@ -100,13 +105,17 @@ def evaluate(
 
 
 def batches(
-    x: NDArray[np.float32], y: NDArray[np.int64], order: NDArray[np.int64], size: int
+    x: NDArray[np.float32], y: NDArray[np.int64], order: NDArray[np.int64], size: int, multiple: int
 ) -> Iterator[Batch]:
-    """`order` in batches of `size`; the last one is padded with samples of weight 0."""
+    """`order` in batches of `size`, each padded to a multiple of `multiple` samples.
+
+    Padding has weight 0, the real samples of a batch have equal weights that add up to 1.
+    """
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        weight = np.zeros(size, np.float32)
+        spare = -len(chosen) % multiple
+        weight = np.zeros(len(chosen) + spare, np.float32)
         weight[: len(chosen)] = 1.0 / len(chosen)
         # Padding repeats the first sample: any real sample keeps every kernel on finite numbers.
-        padded = np.concatenate([chosen, np.repeat(chosen[:1], size - len(chosen))])
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], spare)])
         yield Batch(x[padded], y[padded], weight)

@@ -116,7 +116,9 @@ class Assign:
     """One round's work for one device.
 
     `experts` are global ids, in the order of the program's slots; `expert_blobs` follow it. With
-    `local_gate` the gate never leaves the device: `gate` is only where it starts from.
+    `local_gate` the gate never leaves the device: `gate` is only where it starts from. `batch` is a
+    step's, the program's may be a part of it. `optimizer` and the numbers below it: see
+    `edge_runtime.trainer.Rates`.
     """
 
     session: str
@@ -129,9 +131,15 @@ class Assign:
     expert_blobs: list[BlobRef]
     local_gate: bool
     epochs: int
+    batch: int
+    optimizer: str
     learning_rate: float
     momentum: float
     weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    clip_norm: float
     seed: int
 
 
@@ -172,9 +180,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Failed:
+    """`needed_bytes`: the memory that the work needs, if that is the reason; else 0."""
+
     session: str
     round: int
     reason: str
+    needed_bytes: int
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """The `Trainer` contract: load programs, hold weights, take steps.
 
-A trainer knows nothing of rounds, networks or data files. Its twins are the stock ExecuTorch
-runtime (`executorch_trainer.py`, the oracle) and, in tests, a plain reference.
+A trainer knows nothing of rounds, networks or data files. There are two: our own runtime
+(`native_trainer.py`) and the stock ExecuTorch runtime (`executorch_trainer.py`, the oracle); tests
+add a plain reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +18,80 @@ from edge_runtime.errors import ProgramError
 from edge_runtime.layout import ProgramLayout
 
 Weights = Mapping[str, NDArray[np.float32]]
+OptimizerName = Literal["sgd", "adamw"]
+
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How a training step changes the weights (SGD as in PyTorch)."""
+    """How a training step changes the weights, as in `torch.optim.SGD` and `torch.optim.AdamW`.
+
+    `momentum` is for SGD only, `beta1`, `beta2` and `epsilon` for AdamW only. Before either, the
+    gradients are scaled down to a global norm of at most `clip_norm`, as
+    `torch.nn.utils.clip_grad_norm_` does; 0 turns that off. Ranges are checked where values come
+    in: the experiment, and a round's work.
+    """
 
     learning_rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    optimizer: OptimizerName = "sgd"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, padded to the program's size.
+    """One batch of n samples. n is the program's batch, or, for a training step, a multiple of it.
 
-    `x` [batch, *shape] float32, `y` [batch] int64, `sample_weight` [batch] float32: each sample's
-    share of the loss, 0 for padding.
+    `x` [n, *shape] float32, `y` [n] int64, `sample_weight` [n] float32: each sample's share of the
+    loss, 0 for padding. A multiple is run as micro-batches of the program's size, whose gradients
+    are summed: the step is the same as that of a program with a batch of n (within 1e-5).
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     sample_weight: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a trainer allocates to train with a pair of programs, in bytes.
+
+    `programs` as they are in memory, `arena` for activations (and gradients, where the program
+    plans them), `weights`, `gradients` outside of the arena, `optimizer` for its state and scratch.
+    """
+
+    programs_bytes: int
+    arena_bytes: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.programs_bytes
+            + self.arena_bytes
+            + self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+        )
+
+    def __str__(self) -> str:
+        """Such as ``12.3 MiB (programs 0.1, arena 8.0, weights 1.2, ...)``."""
+        parts = (
+            ("programs", self.programs_bytes),
+            ("arena", self.arena_bytes),
+            ("weights", self.weights_bytes),
+            ("gradients", self.gradients_bytes),
+            ("optimizer", self.optimizer_bytes),
+        )
+        shares = ", ".join(f"{name} {size / MIB:.1f}" for name, size in parts)
+        return f"{self.total_bytes / MIB:.1f} MiB ({shares})"
 
 
 @dataclass(frozen=True)
@@ -58,11 +111,21 @@ class Trainer(Protocol):
     def layout(self) -> ProgramLayout:
         """The layout of the loaded training program; `ProgramError` before `load`."""
 
+    def memory_need(
+        self, training: bytes, evaluation: bytes, rates: Rates, batch: int
+    ) -> MemoryNeed:
+        """What `load` of this pair, `assign` and steps of `batch` samples will allocate.
+
+        Reads the programs only: nothing of the need is allocated, and what is loaded stays.
+        `ProgramError` for programs that `load` would refuse, as far as reading them tells.
+        """
+
     def load(self, training: bytes, evaluation: bytes) -> None:
         """Load a pair of programs with the same weights; `ProgramError` if they do not fit."""
 
     def assign(self, experts: list[int], weights: Weights) -> None:
-        """Take these experts (global ids, one per slot) and copy these weights; momentum is zeroed.
+        """Take these experts (global ids, one per slot) and copy these weights; the optimizer's
+        state is zeroed.
 
         `ProgramError` names the first weight that is missing, unknown or of a wrong shape.
         """
@@ -71,10 +134,13 @@ class Trainer(Protocol):
         """The current weights, without a copy: valid until the next `assign` or `load`."""
 
     def train_step(self, batch: Batch, rates: Rates) -> StepResult:
-        """One step of gradient descent on `batch`."""
+        """One step of the optimizer on `batch`, whole or in micro-batches (see `Batch`).
+
+        `ProgramError` for a batch that does not fit the program; then no weight has changed.
+        """
 
     def evaluate(self, batch: Batch) -> StepResult:
-        """Loss and statistics of `batch`; the weights stay."""
+        """Loss and statistics of a `batch` of the program's own size; the weights stay."""
 
 
 def check_assignment(layout: ProgramLayout, experts: list[int], weights: Weights) -> None:
@@ -97,3 +163,14 @@ def check_assignment(layout: ProgramLayout, experts: list[int], weights: Weights
             )
         if not np.isfinite(got).all():
             raise ProgramError(f"weight {name!r} holds NaN or infinity")
+
+
+def micro_batches(batch: Batch, size: int) -> list[Batch]:
+    """`batch` in pieces of `size` samples, as views; `ProgramError` if it does not divide."""
+    count = len(batch.y)
+    if count == 0 or count % size:
+        raise ProgramError(f"a step takes a multiple of the program's batch {size}, got {count}")
+    return [
+        Batch(batch.x[i : i + size], batch.y[i : i + size], batch.sample_weight[i : i + size])
+        for i in range(0, count, size)
+    ]

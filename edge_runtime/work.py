@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast, get_args
 
 import numpy as np
 
@@ -12,8 +13,18 @@ from edge_runtime.layout import ProgramLayout
 from edge_runtime.local_gate import Row
 from edge_runtime.messages import Assign, BlobRef
 from edge_runtime.parts import GATE, ModelParts, Tensors, check_like, difference
+from edge_runtime.trainer import MIB, MemoryNeed, OptimizerName, Rates
 
 MAX_EPOCHS = 1_000_000
+MAX_BATCH = 1_000_000
+
+
+class TooLarge(ProgramError):
+    """Training needs `needed_bytes` of memory, more than the device may use."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 def check_work(work: Assign) -> None:
@@ -21,9 +32,43 @@ def check_work(work: Assign) -> None:
     experts = work.experts
     if not experts or experts != sorted(set(experts)) or len(experts) != len(work.expert_blobs):
         raise WireError("bad-assign", f"experts {experts}, {len(work.expert_blobs)} expert blobs")
-    rates_fit = work.learning_rate > 0 and 0 <= work.momentum < 1 and work.weight_decay >= 0
-    if not rates_fit or not 1 <= work.epochs <= MAX_EPOCHS or work.seed < 0:
-        raise WireError("bad-assign", "epochs, rates or seed are out of range")
+    if work.optimizer not in get_args(OptimizerName):
+        raise WireError("bad-assign", "an unknown optimizer; this device is too old for the server")
+    rates_fit = (
+        work.learning_rate > 0
+        and work.epsilon > 0
+        and min(work.weight_decay, work.clip_norm) >= 0
+        and all(0 <= share < 1 for share in (work.momentum, work.beta1, work.beta2))
+    )
+    sizes_fit = 1 <= work.epochs <= MAX_EPOCHS and 1 <= work.batch <= MAX_BATCH
+    if not rates_fit or not sizes_fit or work.seed < 0:
+        raise WireError("bad-assign", "epochs, batch, rates or seed are out of range")
+
+
+def rates_of(work: Assign) -> Rates:
+    """How work that was checked changes the weights."""
+    return Rates(
+        work.learning_rate,
+        work.momentum,
+        work.weight_decay,
+        cast(OptimizerName, work.optimizer),
+        work.beta1,
+        work.beta2,
+        work.epsilon,
+        work.clip_norm,
+    )
+
+
+def check_memory(work: Assign, need: MemoryNeed, available_bytes: int) -> None:
+    """Raise `TooLarge` if training needs more than `available_bytes`."""
+    if need.total_bytes > available_bytes:
+        count = len(work.experts)
+        raise TooLarge(
+            f"training {count} expert{'s' if count > 1 else ''} needs {need}, the device may use "
+            f"{max(0, available_bytes) / MIB:.1f} MiB; assign it fewer experts, or choose a "
+            "smaller train.micro_batch or a smaller model",
+            need.total_bytes,
+        )
 
 
 def references(work: Assign) -> list[BlobRef]:
@@ -60,12 +105,13 @@ def starting_parts(
     return ModelParts(tensors(work.backbone), gate, experts)
 
 
-def changes(work: Assign, before: ModelParts, after: ModelParts) -> list[tuple[str, Tensors]]:
-    """What training changed, by kind: backbone, gate rows (unless they are local), each expert."""
-    changed = [("backbone", difference(after.backbone, before.backbone))]
+def changes(work: Assign, before: ModelParts, after: ModelParts) -> Iterator[tuple[str, Tensors]]:
+    """What training changed, by kind: backbone, gate rows (unless they are local), each expert.
+
+    One at a time, so that a device need not hold them all.
+    """
+    yield "backbone", difference(after.backbone, before.backbone)
     if not work.local_gate:
-        changed.append(("gate", {GATE: (after.gate - before.gate)[work.experts]}))
+        yield "gate", {GATE: (after.gate - before.gate)[work.experts]}
     for slot, expert in enumerate(work.experts):
-        change = difference(after.experts[slot], before.experts[slot])
-        changed.append((kind_of_expert(expert), change))
-    return changed
+        yield kind_of_expert(expert), difference(after.experts[slot], before.experts[slot])

@@ -6,12 +6,15 @@ Imports are read from the source, so those inside functions count too.
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import edge_runtime
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("edge_runtime", "model_export", "device_profiles", "broker_server")
@@ -23,8 +26,8 @@ MAY_IMPORT = {
 }
 BASE_INSTALL = {"numpy", "msgpack", "paho", "psutil"}
 TRAINER = "edge_runtime/executorch_trainer.py"
-DOOR = "edge_runtime/cli.py"
-"""Where the device's program hands over to the server's, if that is installed."""
+DOORS = ("edge_runtime/cli.py", "edge_runtime/bench.py")
+"""Where the device's commands hand over to what the server extra brings, if it is installed."""
 
 SERVER_ONLY = ("torch", "executorch", "ortools", "sklearn", "amqtt", "pydantic", "rich", "typer")
 BLOCKER = """
@@ -77,10 +80,10 @@ def test_a_devices_room_needs_the_base_install_and_nothing_else() -> None:
         assert needed <= allowed, file
 
 
-def test_there_is_one_door_from_the_device_to_the_server() -> None:
+def test_only_commands_are_doors_from_the_device_to_the_server() -> None:
     for file in sources("edge_runtime"):
         dynamic = names(file) & {"import_module", "__import__", "exec", "eval"}
-        assert dynamic == ({"import_module"} if file == DOOR else set()), file
+        assert dynamic == ({"import_module"} if file in DOORS else set()), file
 
 
 def test_a_device_can_be_imported_without_the_server_extra() -> None:
@@ -89,6 +92,13 @@ def test_a_device_can_be_imported_without_the_server_extra() -> None:
         "import edge_runtime.local_training, edge_runtime.telemetry, edge_runtime.trainer\n"
     )
     assert (end.returncode, end.stderr) == (0, "")
+
+
+def test_the_native_trainer_needs_neither_torch_nor_executorch() -> None:
+    end = without_server_extra(
+        "from edge_runtime.trainers import make_trainer\nprint(make_trainer('native').name)"
+    )
+    assert (end.returncode, end.stdout, end.stderr) == (0, "native\n", "")
 
 
 def test_a_devices_modules_load_no_torch_even_where_it_is_installed() -> None:
@@ -135,3 +145,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert edge_runtime.__version__ == importlib.metadata.version("flexmoe")

@@ -74,9 +74,15 @@ def make_assign(
         expert_blobs=[ref(kind_of_expert(e)) for e in experts],
         local_gate=local_gate,
         epochs=1,
+        batch=8,
+        optimizer="sgd",
         learning_rate=0.1,
         momentum=0.9,
         weight_decay=0.0,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        clip_norm=0.0,
         seed=7,
     )
 

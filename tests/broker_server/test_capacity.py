@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.capacity import Capacity, experts_that_fit
+from broker_server.capacity import Cap, Capacity, experts_that_fit
 from edge_runtime.errors import ConfigError, FleetError
 
 
@@ -31,6 +31,21 @@ def test_memory_binds_below_what_is_asked(available: int, expected: Capacity) ->
 def test_a_device_too_small_for_one_expert_is_named_with_the_figures(available: int) -> None:
     with pytest.raises(FleetError, match=rf"needs 1500 bytes.* has {available};"):
         experts_that_fit(4, available, need_bytes)
+
+
+def test_what_a_device_found_out_binds_until_it_has_more_memory() -> None:
+    cap = Cap(2, needed_bytes=5000, memory_available_bytes=4000)
+    assert experts_that_fit(4, 4000, need_bytes, cap) == Capacity(2, "memory")
+    assert experts_that_fit(2, 4000, need_bytes, cap) == Capacity(2, "asked")
+    assert experts_that_fit(4, 1500, need_bytes, cap) == Capacity(1, "memory")
+    assert experts_that_fit(4, 4001, need_bytes, cap) == Capacity(4, "asked")
+
+
+def test_a_device_that_found_no_room_for_one_expert_is_told_so() -> None:
+    cap = Cap(0, needed_bytes=5000, memory_available_bytes=4000)
+    with pytest.raises(FleetError, match="one expert needs 5000 bytes of memory, more than"):
+        experts_that_fit(4, 4000, need_bytes, cap)
+    assert experts_that_fit(4, 4001, need_bytes, cap) == Capacity(4, "asked")
 
 
 def test_asking_for_none_is_refused() -> None:

@@ -19,6 +19,7 @@ from broker_server import load
 from broker_server.aggregation import Aggregator, ClientUpdate
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import policy
+from broker_server.capacity import Cap
 from broker_server.coordinator import Federation, run_round, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
@@ -44,9 +45,10 @@ from edge_runtime.ledger import Ledger, total_wire_bytes
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
 from edge_runtime.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.messages import Gone, Hello, pack
+from edge_runtime.native_trainer import NativeTrainer
 from edge_runtime.parts import ModelParts, difference, merge, split
 from edge_runtime.shard import Shard
-from edge_runtime.trainer import Batch, Rates, StepResult, Trainer
+from edge_runtime.trainer import Batch, MemoryNeed, Rates, StepResult, Trainer
 from model_export.cache import ProgramCache
 from model_export.models import ModelSpec, make_model
 from model_export.program import Program, make_layout
@@ -92,7 +94,9 @@ class LayoutPrograms(ProgramCache):
     def __init__(self) -> None:
         self.exported = 0
 
-    def get(self, spec: ModelSpec, k: int, batch: int, role: str) -> Program:
+    def get(
+        self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
+    ) -> Program:
         layout = make_layout(spec, k, batch, role)
         return Program(layout.to_json().encode(), layout, arena_bytes=1000)
 
@@ -116,7 +120,9 @@ class Devices:
         broker: MemoryBroker,
         shards: Mapping[str, Shard],
         make_trainer: TrainerOf = lambda name, mailbox: ReferenceTrainer(),
+        limits: Mapping[str, int] | None = None,
     ) -> None:
+        """`limits`: the memory that training may use, in bytes, on some of the devices."""
         self.errors: dict[str, Exception] = {}
         self.links: dict[str, MemoryLink] = {}
         self._threads = []
@@ -125,7 +131,9 @@ class Devices:
             link = self.links[name] = MemoryLink(broker, f"device {name}", will)
             mailbox = DeviceMailbox(link, FEDERATION, name, Ledger())
             trainer = make_trainer(name, mailbox)
-            agent = Agent(mailbox, shard, trainer, RawCodec(), BlobShelf(1 << 24))
+            limit = (limits or {}).get(name)
+            shelf = BlobShelf(1 << 24)
+            agent = Agent(mailbox, shard, trainer, RawCodec(), shelf, memory_limit_bytes=limit)
             thread = threading.Thread(target=self._live, args=(name, agent), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -209,6 +217,7 @@ def run(digits: Dataset, shards: dict[str, Shard], tmp_path: Path) -> Run:
         make_trainer: TrainerOf = lambda name, mailbox: ReferenceTrainer(),
         order: list[str] = NAMES,
         cache: ProgramCache | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> tuple[list[State], list[RoundRecord]]:
         broker = MemoryBroker()
         states: list[State] = []
@@ -220,7 +229,7 @@ def run(digits: Dataset, shards: dict[str, Shard], tmp_path: Path) -> Run:
 
         chosen = {name: shards[name] for name in order}
         with (
-            Devices(broker, chosen, make_trainer),
+            Devices(broker, chosen, make_trainer, limits),
             Server(experiment or make_experiment(), digits, broker, tmp_path, cache) as server,
         ):
             server.gather()
@@ -266,7 +275,7 @@ def replay(
         trainer.assign(chosen, merge(before))
         seed = derive_seed(3, record.round, client.client)
         result = local_training.fit(
-            trainer, shard.x_train, shard.y_train, epochs, Rates(0.1, 0.9, 0.0), seed
+            trainer, shard.x_train, shard.y_train, epochs, BATCH, Rates(0.1, 0.9, 0.0), seed
         )
         assert result is not None and result.usage == client.usage and result.loss == client.loss
         after = split(trainer.weights())
@@ -468,7 +477,7 @@ def test_little_memory_means_fewer_experts(run: Run, monkeypatch: pytest.MonkeyP
     memory(monkeypatch, {"device-01": need_bytes(2) - 1})
     _, (record,) = run(1)
     assert [len(client.experts) for client in record.clients] == [2, 1, 2, 2]
-    assert record.events == ["device-01: holds 1 experts, its memory allows no more"]
+    assert record.events == ["device-01: holds 1 expert, its memory allows no more"]
 
 
 def test_one_device_that_can_hold_no_expert_does_not_end_the_run(
@@ -479,6 +488,164 @@ def test_one_device_that_can_hold_no_expert_does_not_end_the_run(
     assert [client.client for client in record.clients] == ["device-00", "device-03"]
     assert record.participants == record.answered == 2
     assert [event[:19] for event in record.events] == ["device-01: sits out", "device-02: sits out"]
+
+
+class Hungry(ReferenceTrainer):
+    """Needs more than the server reckons with."""
+
+    def memory_need(
+        self, training: bytes, evaluation: bytes, rates: Rates, batch: int
+    ) -> MemoryNeed:
+        need = super().memory_need(training, evaluation, rates, batch)
+        return dataclasses.replace(need, arena_bytes=8 * need.weights_bytes)
+
+
+def hungry_need(k: int) -> int:
+    layouts = [make_layout(SPEC, k, BATCH, role) for role in ROLES]
+    return 11 * layouts[0].weights_bytes + sum(len(layout.to_json()) for layout in layouts)
+
+
+def hungry(name: str, mailbox: DeviceMailbox) -> Trainer:
+    return Hungry()
+
+
+def test_a_device_that_needs_more_than_it_has_is_given_fewer_experts(run: Run) -> None:
+    limit = hungry_need(1)
+    assert need_bytes(2) <= limit < hungry_need(2)  # the server cannot know
+    states, records = run(3, make_trainer=hungry, limits={"device-03": limit})
+    statuses = [[client.status for client in record.clients] for record in records]
+    assert statuses == [["ok", "ok", "ok", "failed"], ["ok"] * 4, ["ok"] * 4]
+    said = "device-03: failed: training 2 experts needs"
+    assert [event[: len(said)] for event in records[0].events] == [said]
+    for record in records[1:]:
+        assert [len(client.experts) for client in record.clients] == [2, 2, 2, 1]
+        assert record.events == ["device-03: holds 1 expert, its memory allows no more"]
+    assert states[-1].caps == {"device-03": Cap(1, hungry_need(2), limit)}
+
+
+def test_a_device_too_small_for_one_expert_sits_out(run: Run) -> None:
+    limit = hungry_need(1) - 1
+    experiment = make_experiment(model={"experts_per_device": 1})
+    _, records = run(2, experiment, make_trainer=hungry, limits={"device-03": limit})
+    assert [client.client for client in records[1].clients] == NAMES[:3]
+    assert records[1].participants == records[1].answered == 3
+    (event,) = records[1].events
+    assert event.startswith(f"device-03: sits out: training one expert needs {limit + 1} bytes")
+
+
+def test_a_fleet_of_small_devices_begins_the_round_again(run: Run) -> None:
+    limits = dict.fromkeys(NAMES, hungry_need(1))
+    states, records = run(2, make_trainer=hungry, limits=limits)
+    assert [record.round for record in records] == [1, 2]
+    for record in records:
+        assert [len(client.experts) for client in record.clients] == [1, 1, 1, 1]
+        assert all(client.status == "ok" for client in record.clients)
+    assert set(states[0].caps) == set(NAMES)
+
+
+def test_a_fleet_that_can_hold_nothing_ends_the_run(run: Run) -> None:
+    limits = dict.fromkeys(NAMES, need_bytes(2))
+    assert need_bytes(2) < hungry_need(1)
+    with pytest.raises(FleetError, match=r"0 of 4 devices can hold an expert.*device-00: sits out"):
+        run(1, make_trainer=hungry, limits=limits)
+
+
+def test_a_resumed_run_knows_who_holds_less(run: Run) -> None:
+    limits = {"device-03": hungry_need(1)}
+    whole, records = run(3, make_trainer=hungry, limits=limits)
+    states, _ = run(1, make_trainer=hungry, limits=limits)
+    checkpoint = State.from_bytes(states[-1].to_bytes())
+    states, resumed = run(3, state=checkpoint, make_trainer=hungry, limits=limits)
+    for left, right in zip(records[1:], resumed, strict=True):
+        assert_same_round(left, right)
+    assert whole[-1].to_bytes() == states[-1].to_bytes()
+
+
+def test_where_all_experts_go_everywhere_a_small_device_sits_out(run: Run) -> None:
+    experiment = make_experiment(assignment={"policy": "full"})
+    limits = {"device-03": hungry_need(EXPERTS) - 1}
+    _, records = run(2, experiment, make_trainer=hungry, limits=limits)
+    assert [client.status for client in records[0].clients] == ["ok", "ok", "ok", "failed"]
+    assert records[1].participants == 3
+    (event,) = records[1].events
+    assert event.startswith("device-03: sits out: the policy gives it all 8 experts")
+
+
+# --- how devices train -------------------------------------------------------------------------
+
+
+def test_micro_batches_change_nothing_but_rounding(run: Run) -> None:
+    (whole,), (record,) = run(1)
+    (pieces,), (pieced,) = run(1, make_experiment(train={"micro_batch": BATCH // 4}))
+    assert pieced.loss == pytest.approx(record.loss, rel=1e-5)
+    for name, value in merge(pieces.model).items():
+        np.testing.assert_allclose(value, merge(whole.model)[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{"optimizer": "adamw", "learning_rate": 0.005}, {"clip_norm": 0.05}, {"batch": 8}],
+    ids=str,
+)
+def test_the_experiment_says_how_to_train(run: Run, train: dict[str, Any]) -> None:
+    (plain,), _ = run(1)
+    (state,), (record,) = run(1, make_experiment(train=train))
+    assert record.answered == DEVICES and np.isfinite(record.loss)
+    assert (state.model.gate != plain.model.gate).any()
+
+
+class Stock(ReferenceTrainer):
+    """Passes for the stock runtime."""
+
+    name = "executorch"
+
+
+class CountingPrograms(LayoutPrograms):
+    """Notes which kernels programs were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: set[tuple[int, str]] = set()
+
+    def get(
+        self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
+    ) -> Program:
+        self.kernels.add((k, kernels))
+        program = super().get(spec, k, batch, role)
+        # Bytes of its own for each kind; JSON may end in blanks.
+        return dataclasses.replace(program, data=program.data + b" " * (kernels == "native"))
+
+
+def test_each_trainer_is_given_programs_of_its_kernels(run: Run) -> None:
+    loaded: dict[str, bytes] = {}
+
+    class Noting:
+        def load(self, training: bytes, evaluation: bytes) -> None:
+            loaded[threading.current_thread().name] = training[-1:]
+            super().load(training, evaluation)  # type: ignore[misc]
+
+    class NotingStock(Noting, Stock): ...
+
+    class NotingNative(Noting, ReferenceTrainer): ...
+
+    def make_trainer(name: str, mailbox: DeviceMailbox) -> Trainer:
+        return NotingStock() if name == "device-02" else NotingNative()
+
+    programs = CountingPrograms()
+    (mixed,), (record,) = run(1, make_trainer=make_trainer, cache=programs)
+    assert record.answered == DEVICES
+    assert loaded == {name: b"}" if name == "device-02" else b" " for name in NAMES}
+    assert programs.kernels == {(K, "native"), (K, "stock")}
+    (plain,), _ = run(1)
+    assert_same_model(mixed.model, plain.model)
+
+
+@pytest.mark.parametrize(("trainer", "kernels"), [("native", "native"), ("executorch", "stock")])
+def test_what_the_experiments_own_devices_need_is_made_ready(trainer: str, kernels: str) -> None:
+    programs = CountingPrograms()
+    sections = {"train": {"trainer": trainer}, "model": {"experts_per_device": [1, 3]}}
+    Artifacts(make_experiment(**sections), SPEC, programs, RawCodec()).prepare()
+    assert programs.kernels == {(1, kernels), (3, kernels)}
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
@@ -558,7 +725,7 @@ def test_a_device_that_changes_its_story_ends_nothing(
 ) -> None:
     """What it said when it was given its work is what counts in this round."""
     samples = shards["device-02"].samples
-    story = Hello(SESSION, samples, 1, [64], 10, "t", "m", 1.0, 1 << 30, "0")
+    story = Hello(SESSION, samples, 1, [64], 10, "native", "m", 1.0, 1 << 30, "0")
 
     def make_trainer(name: str, mailbox: DeviceMailbox) -> Trainer:
         if name != "device-02":
@@ -601,7 +768,7 @@ def test_a_device_that_vanishes_is_left_out_and_may_come_back(
         assert devices.errors == {}
 
 
-# --- the real trainer --------------------------------------------------------------------------
+# --- the real trainers --------------------------------------------------------------------------
 
 
 class OneAtATime(ExecuTorchTrainer):
@@ -625,12 +792,13 @@ class OneAtATime(ExecuTorchTrainer):
             return super().evaluate(batch)
 
 
-def test_executorch_devices_and_numpy_devices_learn_the_same(
-    run: Run, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("trainer", [NativeTrainer, OneAtATime])
+def test_real_devices_and_numpy_devices_learn_the_same(
+    trainer: type[Trainer], run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = ProgramCache(tmp_path_factory.getbasetemp() / "programs")
     (plain,), (plain_record,) = run(1)
-    (real,), (record,) = run(1, make_trainer=lambda name, mailbox: OneAtATime(), cache=cache)
+    (real,), (record,) = run(1, make_trainer=lambda name, mailbox: trainer(), cache=cache)
     assert [c.experts for c in record.clients] == [c.experts for c in plain_record.clients]
     want = merge(plain.model)
     for name, value in merge(real.model).items():

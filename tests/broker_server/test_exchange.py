@@ -447,12 +447,13 @@ def test_who_died_while_the_server_was_away_is_noticed(server: Server) -> None:
     assert server.roster.present == ["b", "c"]
 
 
-def test_one_fails(server: Server) -> None:
+@pytest.mark.parametrize(("told", "taken"), [(5000, 5000), (0, 0), (-7, 0)])
+def test_one_fails(server: Server, told: int, taken: int) -> None:
     bad, *rest = three(server)
-    bad.work = lambda assign: bad.mailbox.send(Failed("s", 1, "out of memory"))  # type: ignore[method-assign]
+    bad.work = lambda assign: bad.mailbox.send(Failed("s", 1, "too large", told))  # type: ignore[method-assign]
     began_s = server.world.now_s
     answers = server.run([bad, *rest])
-    assert answers["a"] == Answer("failed", "out of memory")
+    assert answers["a"] == Answer("failed", "too large", needed_bytes=taken)
     assert server.world.now_s - began_s < 2
     server.assert_ok(answers, *rest)
 
@@ -608,7 +609,7 @@ def wrong_session(device: Device, assign: Assign) -> None:
 
 
 def stale_failure(device: Device, assign: Assign) -> None:
-    device.mailbox.send(Failed("s", assign.round + 1, "of another round"))
+    device.mailbox.send(Failed("s", assign.round + 1, "of another round", 0))
 
 
 def fetch_unknown(device: Device, assign: Assign) -> None:
@@ -724,8 +725,8 @@ def test_a_second_failure_changes_nothing(server: Server) -> None:
     rest[0].delay_s = 2.0
 
     def fail(assign: Assign) -> None:
-        bad.mailbox.send(Failed("s", 1, "first"))
-        bad.mailbox.send(Failed("s", 1, "second"))
+        bad.mailbox.send(Failed("s", 1, "first", 0))
+        bad.mailbox.send(Failed("s", 1, "second", 0))
 
     bad.work = fail  # type: ignore[method-assign]
     answers = server.run([bad, *rest])
@@ -741,7 +742,7 @@ def test_a_device_without_work_cannot_report(server: Server) -> None:
     assign = make_assign([0, 3])
     outsider.prepare(assign)
     outsider.mailbox.send(outsider.report)  # type: ignore[arg-type]
-    outsider.mailbox.send(Failed("s", 1, "me too"))
+    outsider.mailbox.send(Failed("s", 1, "me too", 0))
     outsider.serve(Fetch([Want(outsider.report.update[0].digest, 0, 1)]))  # type: ignore[union-attr]
     answers = server.run(devices)
     assert list(answers) == ["a", "b", "c"]
@@ -786,7 +787,7 @@ def test_everything_is_stale_before_the_first_round(server: Server) -> None:
     device.mailbox.send(HELLO)
     for message in (
         device.report,
-        Failed("s", 1, "x"),
+        Failed("s", 1, "x", 0),
         Fetch([Want(UNKNOWN, 0, 1)]),
         Chunk(UNKNOWN, 0, 1, 4, b"data"),
     ):

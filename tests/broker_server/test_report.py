@@ -130,18 +130,53 @@ def test_the_head_says_what_the_run_ran_on(tmp_path: Path) -> None:
     assert "devices" not in report(tmp_path, [round_record(1)], devices=3)
 
 
-def test_the_devices_peak_memory_and_cpu_time_are_shown(tmp_path: Path) -> None:
+def test_the_fleets_memory_and_cpu_time_are_shown(tmp_path: Path) -> None:
+    """Each device counts once, with its highest peak."""
+    first = replace(round_record(1), devices=[device("device-00"), device("device-01")])
     bigger = replace(client_round("device-01"), telemetry={"cpu_s": 2.25, "peak_rss_mib": 500.5})
     odd = replace(round_record(2), clients=[bigger, late_client("device-00")])
-    lines = shown([round_record(1), odd])
-    assert row(lines, "quickstart: after round 2", "devices")[1] == (
-        "500.5 MiB of memory at most, 5.2 s of CPU in all"
-    )
-    closing = report(tmp_path, [round_record(1), odd])["final"]
-    assert (closing["device_peak_rss_mib"], closing["device_cpu_s"]) == (500.5, 5.25)
+    lines = shown([first, odd])
+    assert row(lines, "quickstart: after round 2", "memory")[1:] == [
+        "500.5 MiB a device at most, 445.4 on average, 890.8 in all",
+        "(2 executorch)",
+    ]
+    assert row(lines, "quickstart: after round 2", "CPU")[1] == "5.2 s, all devices together"
+    closing = report(tmp_path, [first, odd])["final"]
+    assert (closing["device_peak_rss_mib"], closing["device_mean_rss_mib"]) == (500.5, 445.375)
+    assert (closing["fleet_rss_mib"], closing["device_cpu_s"]) == (890.75, 5.25)
+    assert closing["memory_by_trainer"] == {
+        "executorch": {
+            "devices": 2,
+            "largest_mib": 500.5,
+            "mean_mib": 445.375,
+            "sum_mib": 890.75,
+        }
+    }
+
+
+def test_memory_is_told_by_trainer(tmp_path: Path) -> None:
+    described = [replace(device("device-00"), trainer="native"), device("device-01")]
+    small = replace(client_round("device-00"), telemetry={"cpu_s": 1.0, "peak_rss_mib": 40.0})
+    mixed = replace(round_record(1), devices=described, clients=[small, client_round("device-01")])
+    lines = [line for line in shown([mixed]) if line.startswith("memory")]
+    assert [line.split("(")[1] for line in lines] == [
+        "1 executorch)",
+        "1 native)",
+    ]
+    assert "40.0 MiB a device" in lines[1]
+    sums = report(tmp_path, [mixed])["final"]["memory_by_trainer"]
+    assert {name: share["sum_mib"] for name, share in sums.items()} == {
+        "executorch": 390.25,
+        "native": 40.0,
+    }
+
+
+def test_devices_that_tell_nothing_take_no_line(tmp_path: Path) -> None:
     silent = replace(round_record(1), clients=[late_client("device-00")])
-    assert not any(line.startswith("devices") for line in shown([silent]))
-    assert report(tmp_path, [silent])["final"]["device_peak_rss_mib"] is None
+    assert not any(line.startswith(("memory", "CPU")) for line in shown([silent]))
+    closing = report(tmp_path, [silent])["final"]
+    assert closing["device_peak_rss_mib"] is closing["fleet_rss_mib"] is None
+    assert closing["memory_by_trainer"] == {}
 
 
 def test_a_report_can_be_written_again_and_without_rounds(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def test_devices_that_fit_the_model_are_welcome(roster: Roster, fields: dict[str
         ({"samples": MAX_SAMPLES + 1}, "training"),
         ({"samples": 2**62}, "training"),
         ({"test_samples": -1}, "-1 test"),
+        ({"trainer": "torch"}, "trainer is 'torch', this server has programs for native and exec"),
+        ({"trainer": ""}, "trainer is ''"),
+        ({"trainer": "x" * 1000}, r"^.{,150}$"),
     ],
 )
 def test_others_are_told_why_not(roster: Roster, fields: dict[str, Any], why: str) -> None:
@@ -64,6 +67,12 @@ def test_others_are_told_why_not(roster: Roster, fields: dict[str, Any], why: st
     assert isinstance(answer, Reject) and answer.session == "s"
     assert re.search(why, answer.reason)
     assert "a" not in roster and roster.present == []
+
+
+def test_a_trainers_name_says_which_kernels_its_programs_call(roster: Roster) -> None:
+    for name, kernels in (("native", "native"), ("executorch", "stock")):
+        roster.admit("a", hello(trainer=name))
+        assert roster["a"].kernels == kernels
 
 
 def test_every_sample_count_that_is_admitted_can_be_assigned() -> None:

@@ -67,10 +67,13 @@ def test_only_the_same_experiment_is_resumed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_trainer_may_differ_when_a_run_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"trainer": "another"}, {"threads": 7}], ids=str)
+def test_what_trains_may_differ_when_a_run_is_resumed(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     before = experiment()
     begun(tmp_path, before, rounds=1)
-    train = before.train.model_copy(update={"trainer": "another"})
+    train = before.train.model_copy(update=change)
     open_store(before.model_copy(update={"train": train}), tmp_path, resume=True).close()
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_server.capacity import Cap
 from broker_server.state import State
 from edge_runtime.blob import digest
 from edge_runtime.errors import DataError
@@ -22,6 +23,7 @@ STATE = State(
     quality={"device-1": np.array([0.1, 1 / 3, 1.0]), "device-0": np.array([1e-300, 0.5, 0.0])},
     trials={"device-1": np.array([3, 0, 2**40]), "device-0": np.array([0, 1, 0])},
     load=np.array([5, 0, 2**60]),
+    caps={"device-1": Cap(0, 2**40, 2**33)},
 )
 DATA = STATE.to_bytes()
 
@@ -29,6 +31,7 @@ DATA = STATE.to_bytes()
 def test_it_comes_back_bit_for_bit() -> None:
     back = State.from_bytes(DATA)
     assert (back.session, back.round) == ("abc", 7)
+    assert back.caps == STATE.caps
     assert back.load.dtype == np.int64 and back.load.tolist() == STATE.load.tolist()
     assert back.quality.keys() == STATE.quality.keys()
     for client, row in STATE.quality.items():
@@ -76,6 +79,6 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 
 def test_another_version_is_named() -> None:
-    packed = msgpack.packb({"version": 2})
-    with pytest.raises(DataError, match="version 2, this release reads 1"):
+    packed = msgpack.packb({"version": 1})
+    with pytest.raises(DataError, match="version 1, this release reads 2"):
         State.from_bytes(digest(packed) + packed)

@@ -10,9 +10,10 @@ from device_profiles.fleet import Fleet
 from edge_runtime.errors import FleetError
 
 
-def fleet(tmp_path: Path, **shards: Path) -> Fleet:
+def fleet(tmp_path: Path, trainer: str = "native", threads: int = 0, **shards: Path) -> Fleet:
     # Nobody listens on port 1: a device with good data waits no longer than it takes to say so.
-    return Fleet(shards, "127.0.0.1", 1, "default", "executorch", tmp_path / "log", tmp_path)
+    log = tmp_path / "log"
+    return Fleet(shards, "127.0.0.1", 1, "default", trainer, log, tmp_path, threads)
 
 
 def test_a_device_that_cannot_start_is_named_once_with_its_last_words(tmp_path: Path) -> None:
@@ -29,6 +30,20 @@ def test_a_device_that_cannot_start_ends_the_joining(tmp_path: Path) -> None:
     with fleet(tmp_path, only=tmp_path / "none.npz") as devices:
         devices.wait(60)
         with pytest.raises(FleetError, match=r"only ended with code 2: .*none\.npz"):
+            devices.check()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "threads", "says"),
+    [("tf", 0, "--trainer: invalid choice: 'tf'"), ("native", -1, "--threads: .* got '-1'")],
+)
+def test_devices_are_told_how_to_train(
+    trainer: str, threads: int, says: str, tmp_path: Path
+) -> None:
+    """Nonsense shows that it arrives."""
+    with fleet(tmp_path, trainer, threads, only=tmp_path / "none.npz") as devices:
+        devices.wait(60)
+        with pytest.raises(FleetError, match=says):
             devices.check()
 
 

@@ -239,7 +239,9 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     huge = BlobRef("backbone", digest, 1 << 30)
     other = "another-session"
     report = Report(other, 1, [0, 1], [5, 5], [0.1, 0.1], [5, 5], 0.1, 1, 1, {}, [ref])
-    work = Assign(other, 1, [0, 1], huge, huge, ref, ref, [ref, ref], False, 1, 0.1, 0.9, 0.0, 1)
+    rates = (0.1, 0.9, 0.0, 0.9, 0.999, 1e-8, 0.0)
+    blobs = (huge, huge, ref, ref, [ref, ref])
+    work = Assign(other, 1, [0, 1], *blobs, False, 1, 8, "sgd", *rates, 1)
     garbage = [
         b"",
         b"\xff" * 100,
@@ -249,7 +251,7 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     ]
     to_server: list[Message] = [
         report,
-        Failed(other, 1, "no"),
+        Failed(other, 1, "no", 0),
         Chunk(digest, 0, 1, 1000, bytes(1000)),
         Fetch([Want(digest, 0, 4096)]),
         Stop(other, "the end"),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from edge_runtime import local_training
+from edge_runtime import local_training, workbench
 from edge_runtime.agent import HELLO_EVERY_S, Agent
 from edge_runtime.blob import BlobShelf, chunk, kind_of_expert, make_ref
 from edge_runtime.codec import RawCodec
@@ -39,8 +39,10 @@ from edge_runtime.messages import (
 )
 from edge_runtime.parts import GATE, ModelParts, difference, merge, split
 from edge_runtime.shard import Shard
+from edge_runtime.telemetry import memory_available_bytes
 from edge_runtime.trainer import Rates
 from edge_runtime.transfer import serve
+from edge_runtime.work import rates_of
 from tests.edge_runtime.driven import DrivenLink, World
 from tests.edge_runtime.reference_trainer import ReferenceTrainer, make_toy_layout
 
@@ -76,6 +78,13 @@ def make_model(seed: int, layout: ProgramLayout, scale: float = 1.0) -> ModelPar
     return ModelParts(parts.backbone, parts.gate, tuple(experts))
 
 
+def loaded_trainer(layout: ProgramLayout) -> ReferenceTrainer:
+    trainer = ReferenceTrainer()
+    program = layout.to_json().encode()
+    trainer.load(program, program)
+    return trainer
+
+
 def expected_training(
     assign: Assign, model: ModelParts, shard: Shard, layout: ProgramLayout, gate: Any = None
 ) -> tuple[local_training.LocalResult, ModelParts, ModelParts]:
@@ -83,12 +92,16 @@ def expected_training(
     rows = np.zeros_like(model.gate)
     rows[assign.experts] = model.gate[assign.experts] if gate is None else gate[assign.experts]
     before = ModelParts(model.backbone, rows, tuple(model.experts[e] for e in assign.experts))
-    trainer = ReferenceTrainer()
-    program = layout.to_json().encode()
-    trainer.load(program, program)
+    trainer = loaded_trainer(layout)
     trainer.assign(assign.experts, merge(before))
     result = local_training.fit(
-        trainer, shard.x_train, shard.y_train, assign.epochs, RATES, assign.seed
+        trainer,
+        shard.x_train,
+        shard.y_train,
+        assign.epochs,
+        assign.batch,
+        rates_of(assign),
+        assign.seed,
     )
     assert result is not None
     return result, before, split(trainer.weights())
@@ -97,7 +110,13 @@ def expected_training(
 class Stage:
     """A device under test and the server that plays against it."""
 
-    def __init__(self, shelf_bytes: int = 1 << 24, **sizes: Any) -> None:
+    def __init__(
+        self,
+        shelf_bytes: int = 1 << 24,
+        memory_limit_bytes: int | None = None,
+        trainer: ReferenceTrainer | None = None,
+        **sizes: Any,
+    ) -> None:
         self.world = World()
         self.server_link = MemoryLink(self.world.broker, "server")
         self.server = ServerMailbox(self.server_link, FEDERATION, Ledger())
@@ -105,10 +124,16 @@ class Stage:
         self.link = DrivenLink(self.world, NAME, will)
         self.mailbox = DeviceMailbox(self.link, FEDERATION, NAME, Ledger())
         self.shard = make_shard()
-        self.trainer = ReferenceTrainer()
+        self.trainer = trainer or ReferenceTrainer()
         self.shelf = BlobShelf(shelf_bytes)
         self.agent = Agent(
-            self.mailbox, self.shard, self.trainer, CODEC, self.shelf, clock=self.world.clock
+            self.mailbox,
+            self.shard,
+            self.trainer,
+            CODEC,
+            self.shelf,
+            memory_limit_bytes=memory_limit_bytes,
+            clock=self.world.clock,
         )
         self.layout = make_toy_layout("train", **sizes)
         self.programs = [
@@ -210,9 +235,15 @@ class Stage:
             ],
             local_gate=False,
             epochs=2,
+            batch=BATCH,
+            optimizer=RATES.optimizer,
             learning_rate=RATES.learning_rate,
             momentum=RATES.momentum,
             weight_decay=RATES.weight_decay,
+            beta1=RATES.beta1,
+            beta2=RATES.beta2,
+            epsilon=RATES.epsilon,
+            clip_norm=RATES.clip_norm,
             seed=number,
         )
         return dataclasses.replace(assign, **fields)
@@ -235,7 +266,7 @@ def test_a_device_says_who_it_is(stage: Stage) -> None:
             test_samples=5,
             shape=[4],
             labels=3,
-            trainer="reference",
+            trainer="native",
             machine=hello.machine,
             cores=hello.cores,
             memory_available_bytes=hello.memory_available_bytes,
@@ -247,6 +278,20 @@ def test_a_device_says_who_it_is(stage: Stage) -> None:
         yield
 
     assert stage.play(script()) == "the run is complete"
+
+
+def test_a_limit_is_the_memory_that_it_says_to_have() -> None:
+    for limit, told in ((1000, 1000), (1 << 60, memory_available_bytes())):
+        stage = Stage(memory_limit_bytes=limit)
+
+        def script(stage: Stage = stage, told: int = told) -> Script:
+            hello = yield from stage.hear(Hello)
+            assert hello.memory_available_bytes == pytest.approx(told, rel=0.2)
+            stage.say(Welcome("s"))
+            stage.say(Stop("s", "enough"))
+            yield
+
+        stage.play(script())
 
 
 def test_hello_is_said_until_it_is_answered(stage: Stage) -> None:
@@ -382,6 +427,41 @@ def test_work_is_done_and_the_update_is_the_change_of_the_weights(stage: Stage) 
 
     assert stage.play(script()) == "done"
     assert not stage.mailbox.drops
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"batch": 16},
+        {"batch": 5},
+        {"optimizer": "adamw", "learning_rate": 0.01, "beta1": 0.5, "weight_decay": 0.1},
+        {"clip_norm": 0.01},
+        {"momentum": 0.0},
+    ],
+    ids=str,
+)
+def test_work_says_how_to_train(stage: Stage, fields: dict[str, Any]) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        plain = stage.make_assign(model)
+        assign = dataclasses.replace(plain, **fields)
+        stage.say(assign)
+        report = yield from stage.hear(Report)
+        result, before, after = expected_training(assign, model, stage.shard, stage.layout)
+        assert report.loss == result.loss
+        assert report.telemetry["train_steps"] == 2 * -(-SAMPLES // assign.batch)
+        update = yield from stage.collect(report)
+        change = difference(after.backbone, before.backbone)
+        other = expected_training(plain, model, stage.shard, stage.layout)[2]
+        for name, value in change.items():
+            assert update["backbone"][name].tobytes() == value.tobytes()
+            assert (after.backbone[name] != other.backbone[name]).any()
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
 
 
 def test_what_it_holds_is_not_fetched_again(stage: Stage) -> None:
@@ -659,7 +739,7 @@ def test_a_blob_that_never_arrives_whole_fails_the_work(stage: Stage) -> None:
         yield from stage.join()
         stage.say(assign)
         failed = yield from stage.hear(Failed)
-        assert failed == Failed("s", 1, "bad-digest: backbone arrives damaged")
+        assert failed == Failed("s", 1, "bad-digest: backbone arrives damaged", 0)
         stage.blobs[assign.backbone.digest] = right
         stage.say(assign)
         yield from stage.hear(Report)
@@ -704,7 +784,14 @@ def test_messages_that_have_no_place_are_counted(stage: Stage) -> None:
 
 
 def refused(stage: Stage, assign: Assign) -> str:
-    """Hand out `assign`, then good work that must still be done; returns why `assign` failed."""
+    """Why `assign` fails, which is not for lack of memory."""
+    failed = failure(stage, assign)
+    assert failed.needed_bytes == 0
+    return failed.reason
+
+
+def failure(stage: Stage, assign: Assign) -> Failed:
+    """Hand out `assign`, then good work that must still be done; returns how `assign` failed."""
     good = stage.make_assign(make_model(9, make_toy_layout("train")), [0, 2], number=2)
     toy = [make_toy_layout(role).to_json().encode() for role in ("train", "evaluate")]
     good = dataclasses.replace(
@@ -712,14 +799,14 @@ def refused(stage: Stage, assign: Assign) -> str:
         training_program=stage.offer("program", toy[0]),
         evaluation_program=stage.offer("program", toy[1]),
     )
-    reasons: list[str] = []
+    failures: list[Failed] = []
 
     def script() -> Script:
         yield from stage.join()
         stage.say(assign)
         failed = yield from stage.hear(Failed)
         assert (failed.session, failed.round) == ("s", 1)
-        reasons.append(failed.reason)
+        failures.append(failed)
         stage.say(good)
         report = yield from stage.hear(Report)
         assert report.round == 2
@@ -727,7 +814,7 @@ def refused(stage: Stage, assign: Assign) -> str:
         yield
 
     stage.play(script())
-    return reasons[0]
+    return failures[0]
 
 
 def test_a_program_for_other_samples_fails() -> None:
@@ -800,6 +887,95 @@ def test_a_round_that_the_shelf_cannot_hold_fails_before_anything_is_fetched() -
     why = refused(stage, dataclasses.replace(assign, backbone=huge))
     assert "the shelf holds 20000" in why and "--shelf-mib" in why
     assert (huge.digest, 0) not in stage.asked
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": ""},
+        {"batch": 0},
+        {"batch": 10**7},
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 1.0},
+        {"weight_decay": -0.1},
+        {"beta1": 1.0},
+        {"beta2": -0.1},
+        {"epsilon": 0.0},
+        {"clip_norm": -1.0},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_work_that_makes_no_sense_fails(stage: Stage, fields: dict[str, Any]) -> None:
+    model = make_model(0, stage.layout)
+    assert "bad-assign" in refused(stage, stage.make_assign(model, **fields))
+    assert stage.asked == Counter() or stage.trainer.loads == 1  # only for the good work
+
+
+def needed(layout: ProgramLayout) -> int:
+    """What the reference trainer needs to train with SGD."""
+    return 3 * layout.weights_bytes + sum(
+        len(dataclasses.replace(layout, role=role).to_json()) for role in ("train", "evaluate")
+    )
+
+
+def test_programs_that_do_not_fit_the_memory_fail_and_say_what_they_need() -> None:
+    wide = Stage(width=5000)
+    limit = needed(wide.layout) - 1
+    assert needed(make_toy_layout("train")) <= limit
+    stage = Stage(width=5000, memory_limit_bytes=limit)
+    failed = failure(stage, stage.make_assign(make_model(0, stage.layout)))
+    assert failed.needed_bytes == limit + 1
+    figure = f"{(limit + 1) / 2**20:.1f}"
+    assert failed.reason.startswith(f"training 2 experts needs {figure} MiB (programs 0.0, arena")
+    assert "the device may use" in failed.reason and "train.micro_batch" in failed.reason
+    assert stage.trainer.loads == 1  # the good work alone
+
+
+def test_a_limit_that_is_just_enough() -> None:
+    stage = Stage()
+    stage = Stage(memory_limit_bytes=needed(stage.layout))
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(model))
+        yield from stage.hear(Report)
+        # AdamW needs more, but what is loaded stays loaded.
+        stage.say(stage.make_assign(model, number=2, optimizer="adamw"))
+        yield from stage.hear(Report)
+        assert stage.trainer.loads == 1
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_without_a_limit_what_is_free_now_counts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [needed(stage.layout) - 1, 1 << 40]
+    monkeypatch.setattr(workbench, "memory_available_bytes", lambda: free.pop(0))
+    failed = failure(stage, stage.make_assign(make_model(0, stage.layout)))
+    assert failed.needed_bytes == needed(stage.layout)
+
+
+class OutOfMemory(ReferenceTrainer):
+    """Its first load finds no memory after all."""
+
+    def load(self, training: bytes, evaluation: bytes) -> None:
+        super().load(training, evaluation)
+        if self.loads == 1:
+            raise MemoryError
+
+
+def test_an_allocation_that_fails_counts_as_too_little_memory() -> None:
+    stage = Stage(trainer=OutOfMemory())
+    failed = failure(stage, stage.make_assign(make_model(0, stage.layout)))
+    assert failed == Failed("s", 1, "the device ran out of memory", needed(stage.layout))
+    assert stage.trainer.loads == 2  # what a failed load left is not used
 
 
 def test_training_that_diverges_fails(stage: Stage) -> None:

@@ -39,7 +39,28 @@ from edge_runtime.messages import __doc__ as doc
 TYPES = get_args(Message)
 DIGEST = bytes(range(DIGEST_BYTES))
 REF = BlobRef("gate", DIGEST, 7)
-ASSIGN = Assign("s", 3, [1, 4], REF, REF, REF, REF, [REF, REF], False, 2, 0.1, 0.9, 0.0, 11)
+ASSIGN = Assign(
+    session="s",
+    round=3,
+    experts=[1, 4],
+    training_program=REF,
+    evaluation_program=REF,
+    backbone=REF,
+    gate=REF,
+    expert_blobs=[REF, REF],
+    local_gate=False,
+    epochs=2,
+    batch=16,
+    optimizer="adamw",
+    learning_rate=0.1,
+    momentum=0.9,
+    weight_decay=0.0,
+    beta1=0.9,
+    beta2=0.99,
+    epsilon=1e-8,
+    clip_norm=1.0,
+    seed=11,
+)
 REPORT = Report("s", 3, [1], [5], [0.5], [4], 0.5, 8, 9, {"cpu_s": 1.5}, [REF])
 CHUNK = Chunk(DIGEST, 0, 1, 7, b"1234567")
 
@@ -297,8 +318,8 @@ def test_oversized() -> None:
 
 
 def test_any_text_of_an_error_may_be_a_reason() -> None:
-    failed = unpack(pack(Failed("s", 1, "\udcff" + "x" * 5000)))
-    assert failed == Failed("s", 1, "?" + "x" * (MAX_TEXT - 1))
+    failed = unpack(pack(Failed("s", 1, "\udcff" + "x" * 5000, 0)))
+    assert failed == Failed("s", 1, "?" + "x" * (MAX_TEXT - 1), 0)
 
 
 def test_the_protocol_table_names_every_message() -> None:

@@ -1,0 +1,132 @@
+"""Where a device does a round's work, once all blobs are there: load, train, test, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_runtime import local_training
+from edge_runtime.blob import BlobShelf, make_ref
+from edge_runtime.codec import Codec
+from edge_runtime.errors import ProgramError, WireError
+from edge_runtime.local_gate import LocalGate
+from edge_runtime.local_training import Evaluation, LocalResult
+from edge_runtime.messages import Assign, BlobRef
+from edge_runtime.parts import ModelParts, Tensors, merge, split
+from edge_runtime.shard import Shard
+from edge_runtime.telemetry import memory_available_bytes
+from edge_runtime.trainer import Trainer
+from edge_runtime.work import changes, check_memory, rates_of, starting_parts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the work came to; `update` are the blobs of what training changed.
+
+    `train_s` is the time of training alone.
+    """
+
+    result: LocalResult
+    tested: Evaluation
+    update: list[tuple[BlobRef, bytes]]
+    train_s: float
+
+
+class Workbench:
+    """A device's trainer and data, and the programs that are loaded."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        shard: Shard,
+        codec: Codec,
+        shelf: BlobShelf,
+        local_gate: LocalGate,
+        memory_limit_bytes: int | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """`memory_limit_bytes`: what training may use; None: what is free when it begins."""
+        self._trainer = trainer
+        self._shard = shard
+        self._codec = codec
+        self._shelf = shelf
+        self._local_gate = local_gate
+        self._memory_limit_bytes = memory_limit_bytes
+        self._clock = clock
+        self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
+        self.needed_bytes = 0
+        """What training with the last pair of programs needs, whether it was loaded or not."""
+
+    def prepare(self, work: Assign) -> ModelParts:
+        """The weights to start from; the pair of programs is loaded if it is another.
+
+        The shelf must hold all that the work names. Raises `TooLarge` if the programs need more
+        memory than there is, `ProgramError` or `WireError` if anything does not fit.
+        """
+        pair = (work.training_program.digest, work.evaluation_program.digest)
+        if pair != self._programs:
+            self._load(work)
+            self._programs = pair
+        layout = self._trainer.layout
+        if layout.shape != self._shard.shape or layout.classes < self._shard.labels:
+            raise ProgramError(
+                f"the program takes samples {list(layout.shape)} of {layout.classes} classes, the "
+                f"shard has {list(self._shard.shape)} with labels below {self._shard.labels}"
+            )
+        own_rows = self._local_gate.rows(work.round) if work.local_gate else {}
+        return starting_parts(work, layout, self._tensors, own_rows)
+
+    def train(
+        self, work: Assign, before: ModelParts, interrupted: Callable[[], bool]
+    ) -> Outcome | None:
+        """Train from `before`, and test; None when `interrupted()` turned true on the way."""
+        self._trainer.assign(work.experts, merge(before))
+        shard, began_s = self._shard, self._clock()
+        result = local_training.fit(
+            self._trainer,
+            shard.x_train,
+            shard.y_train,
+            work.epochs,
+            work.batch,
+            rates_of(work),
+            work.seed,
+            interrupted,
+        )
+        if result is None:
+            return None
+        train_s = self._clock() - began_s
+        tested = local_training.evaluate(self._trainer, shard.x_test, shard.y_test, interrupted)
+        if tested is None:
+            return None
+        after = split(self._trainer.weights())
+        if work.local_gate:
+            self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
+        update = [
+            (make_ref(kind, data), data)
+            for kind, change in changes(work, before, after)
+            for data in [self._codec.encode(change)]
+        ]
+        return Outcome(result, tested, update, train_s)
+
+    def _load(self, work: Assign) -> None:
+        training, evaluation = (
+            self._blob(work.training_program),
+            self._blob(work.evaluation_program),
+        )
+        need = self._trainer.memory_need(training, evaluation, rates_of(work), work.batch)
+        self.needed_bytes = need.total_bytes
+        limit = self._memory_limit_bytes
+        check_memory(work, need, memory_available_bytes() if limit is None else limit)
+        self._programs = None  # whatever a failed load leaves is not to be used
+        self._trainer.load(training, evaluation)
+
+    def _blob(self, ref: BlobRef) -> bytes:
+        data = self._shelf.get(ref.digest)
+        if data is None:
+            raise WireError(
+                "missing-blob", f"{ref.kind} left the shelf; it is too small for a round"
+            )
+        return data
+
+    def _tensors(self, ref: BlobRef) -> Tensors:
+        return dict(self._codec.decode(self._blob(ref)))

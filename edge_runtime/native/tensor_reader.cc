@@ -96,8 +96,14 @@ TensorFacts TensorReader::read(const Table& table) {
     }
     tensor.sizes.push_back(size);
     tensor.bytes *= uint64_t(size);
-    tensor.contiguous = tensor.contiguous && dimension == i;
     seen |= 1u << dimension;
+  }
+  int last = 0;  // an axis of size 1 may stand anywhere in the order: no step is taken along it
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const int dimension = order.at<uint8_t>(i);
+    if (tensor.sizes[dimension] == 1) continue;
+    tensor.contiguous = tensor.contiguous && dimension >= last;
+    last = dimension;
   }
   if (table.has(field::kExtra)) {
     const Table extra = table.table(field::kExtra);

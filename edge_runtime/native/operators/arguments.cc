@@ -31,6 +31,21 @@ bool same_sizes(const View<const float>& a, const View<const float>& b) {
   return a.rank == b.rank && std::equal(a.sizes, a.sizes + a.rank, b.sizes);
 }
 
+// Axes of size 1 may stand anywhere in the order: no step along them is ever taken.
+template <class Sizes, class Order>
+bool contiguous(const Sizes& sizes, const Order& order) {
+  if (order.size() != sizes.size()) return false;
+  size_t last = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const size_t axis = order[i];
+    if (axis >= sizes.size() || sizes[axis] < 1) return false;
+    if (sizes[axis] == 1) continue;
+    if (axis < last) return false;
+    last = axis;
+  }
+  return true;
+}
+
 }  // namespace
 
 bool Arguments::require(bool holds, const char* what) {
@@ -55,9 +70,8 @@ View<T> Arguments::view(EValue* value, int rank) {
   const Tensor& tensor = value->toTensor();
   const auto sizes = tensor.sizes();
   const auto order = tensor.dim_order();
-  bool sound = tensor.scalar_type() == scalar_type<Element>() &&
-               (rank == kAnyRank || tensor.dim() == rank) && order.size() == sizes.size();
-  for (size_t i = 0; sound && i < sizes.size(); ++i) sound = sizes[i] >= 1 && order[i] == i;
+  const bool sound = tensor.scalar_type() == scalar_type<Element>() &&
+                     (rank == kAnyRank || tensor.dim() == rank) && contiguous(sizes, order);
   if (!require(sound, "expected a contiguous tensor of another type or shape")) return {};
   Element* data = tensor.mutable_data_ptr<Element>();
   if (!require(data != nullptr, "expected a tensor with memory")) return {};

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_profiles.datasets import Dataset
 from device_profiles.partition import holdout, partition
@@ -34,16 +35,22 @@ def make_shards(
         groups=dataset.person_train,
         chains=dataset.chain_train,
     )
+
+    def kept(x: NDArray[np.float32]) -> NDArray[np.generic]:
+        return levels.of_x(x) if levels else x
+
     width = max(2, len(str(devices - 1)))
-    shards = {}
+    levels, shards = dataset.levels, {}
     for device, indices in enumerate(parts):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, device])
         train, test = holdout(indices, test_fraction, rng, dataset.chain_train)
         shards[f"device-{device:0{width}d}"] = Shard(
-            x_train=dataset.x_train[train],
+            x_train=kept(dataset.x_train[train]),
             y_train=dataset.y_train[train],
-            x_test=dataset.x_train[test],
+            x_test=kept(dataset.x_train[test]),
             y_test=dataset.y_train[test],
+            scale=levels.scale if levels else None,
+            offset=levels.offset if levels else None,
         )
     return shards
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ProgramError
+from edge_runtime.samples import Samples
 from edge_runtime.trainer import Batch, Rates, Trainer
 
 
@@ -34,7 +35,7 @@ class Evaluation:
 
 def fit(
     trainer: Trainer,
-    x: NDArray[np.float32],
+    x: Samples | NDArray[np.float32],
     y: NDArray[np.int64],
     epochs: int,
     batch: int,
@@ -85,7 +86,7 @@ def _diverged(steps: int, what: str, rates: Rates) -> ProgramError:
 
 def evaluate(
     trainer: Trainer,
-    x: NDArray[np.float32],
+    x: Samples | NDArray[np.float32],
     y: NDArray[np.int64],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
@@ -105,7 +106,11 @@ def evaluate(
 
 
 def batches(
-    x: NDArray[np.float32], y: NDArray[np.int64], order: NDArray[np.int64], size: int, multiple: int
+    x: Samples | NDArray[np.float32],
+    y: NDArray[np.int64],
+    order: NDArray[np.int64],
+    size: int,
+    multiple: int,
 ) -> Iterator[Batch]:
     """`order` in batches of `size`, each padded to a multiple of `multiple` samples.
 

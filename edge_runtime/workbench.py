@@ -84,7 +84,7 @@ class Workbench:
         shard, began_s = self._shard, self._clock()
         result = local_training.fit(
             self._trainer,
-            shard.x_train,
+            shard.train,
             shard.y_train,
             work.epochs,
             work.batch,
@@ -95,7 +95,7 @@ class Workbench:
         if result is None:
             return None
         train_s = self._clock() - began_s
-        tested = local_training.evaluate(self._trainer, shard.x_test, shard.y_test, interrupted)
+        tested = local_training.evaluate(self._trainer, shard.test, shard.y_test, interrupted)
         if tested is None:
             return None
         after = split(self._trainer.weights())

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_profiles.datasets.dataset import Dataset, expect_images, expect_integers, missing
+from device_profiles.datasets.dataset import (
+    Dataset,
+    Levels,
+    expect_images,
+    expect_integers,
+    missing,
+)
 from edge_runtime.errors import DataError
 from edge_runtime.shard import ARRAYS, read_npz
 
@@ -36,6 +42,7 @@ CLASSES = [
 # Of red, green and blue over the 50,000 training images scaled to 0..1.
 MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)[:, None, None]
 STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)[:, None, None]
+LEVELS = Levels.standardising(MEAN, STD)
 
 FOLDER = "cifar-10-batches-py"
 TRAIN_BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
@@ -55,23 +62,15 @@ def load(path: str | None) -> Dataset:
     arrays = _from_npz(place) if place.suffix == ".npz" else _from_batches(place)
     return Dataset(
         name="cifar",
-        x_train=_standardised(arrays["x_train"]),
+        x_train=LEVELS.to_x(arrays["x_train"]),
         y_train=expect_integers(place, "y_train", arrays["y_train"]),
-        x_test=_standardised(arrays["x_test"]),
+        x_test=LEVELS.to_x(arrays["x_test"]),
         y_test=expect_integers(place, "y_test", arrays["y_test"]),
         person_train=None,
         chain_train=None,
         classes=list(CLASSES),
+        levels=LEVELS,
     )
-
-
-def _standardised(images: NDArray[Any]) -> NDArray[np.float32]:
-    """Levels 0..255 [n, 3, 32, 32] with mean 0 and deviation 1 per colour."""
-    x = np.ascontiguousarray(images, dtype=np.float32)
-    x /= 255
-    x -= MEAN
-    x /= STD
-    return x
 
 
 def _from_npz(file: Path) -> dict[str, NDArray[Any]]:

@@ -9,6 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import DataError
+from edge_runtime.samples import Samples
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Images of levels 0..255 as numbers: ``x = level * scale + offset``, per channel."""
+
+    scale: NDArray[np.float32]
+    offset: NDArray[np.float32]
+
+    @classmethod
+    def standardising(cls, mean: NDArray[np.float32], std: NDArray[np.float32]) -> Levels:
+        """For images whose levels divided by 255 have this mean and deviation."""
+        return cls((1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32))
+
+    def to_x(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Levels [n, *shape] as x [n, *shape]."""
+        return Samples(np.ascontiguousarray(levels), self.scale, self.offset)[:]
+
+    def of_x(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The levels that `to_x` made `x` of."""
+        levels: NDArray[np.uint8] = np.rint((x - self.offset) / self.scale).astype(np.uint8)
+        return levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +41,7 @@ class Dataset:
     `x_train` [n, *shape] and `x_test` [m, *shape] are normalised float32, `y_*` int64 labels that
     index `classes`. `person_train` [n] says who each training sample comes from; `chain_train` [n]
     which samples share raw measurements, and so must never be split between training and test.
+    `levels` says how x came from integers 0..255, so that devices may keep those.
     Raises `DataError` when the parts do not fit each other.
     """
 
@@ -29,6 +53,7 @@ class Dataset:
     person_train: NDArray[np.int64] | None
     chain_train: NDArray[np.int64] | None
     classes: list[str]
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         for part, x, y in (

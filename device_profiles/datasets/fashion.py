@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_profiles.datasets.dataset import Dataset, expect_images, expect_integers, missing
+from device_profiles.datasets.dataset import (
+    Dataset,
+    Levels,
+    expect_images,
+    expect_integers,
+    missing,
+)
 from edge_runtime.errors import DataError
 from edge_runtime.shard import ARRAYS, read_npz
 
@@ -33,6 +39,7 @@ CLASSES = [
 # Of the 60,000 training images scaled to 0..1.
 MEAN = np.float32(0.2860)
 STD = np.float32(0.3530)
+LEVELS = Levels.standardising(np.full((1, 1, 1), MEAN), np.full((1, 1, 1), STD))
 
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -63,17 +70,14 @@ def load(path: str | None) -> Dataset:
         person_train=None,
         chain_train=None,
         classes=list(CLASSES),
+        levels=LEVELS,
     )
 
 
 def _standardised(place: Path, name: str, images: NDArray[Any]) -> NDArray[np.float32]:
     """Grey levels 0..255 [n, 28, 28] as x [n, 1, 28, 28] with mean 0 and deviation 1."""
     expect_images(place, name, images, (28, 28))
-    x = images[:, None].astype(np.float32)
-    x /= 255
-    x -= MEAN
-    x /= STD
-    return x
+    return LEVELS.to_x(images[:, None])
 
 
 def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:

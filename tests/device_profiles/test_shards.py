@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from device_profiles.datasets import Dataset
+from device_profiles.datasets.dataset import Levels
 from device_profiles.shards import make_shards, write_shards
 from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.shard import Shard
@@ -96,3 +97,19 @@ def test_what_cannot_be_done(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot create the folder"):
         write_shards({}, tmp_path / "file" / "folder")
+
+
+def test_images_stay_levels_in_a_shard() -> None:
+    rng = np.random.default_rng(0)
+    levels = Levels.standardising(
+        np.float32([0.5, 0.4])[:, None, None], np.float32([0.2, 0.3])[:, None, None]
+    )
+    images = rng.integers(0, 256, (40, 2, 4, 4)).astype(np.uint8)
+    x, y = levels.to_x(images), np.arange(40) % 3
+    data = Dataset("cifar", x, y, x[:1], y[:1], None, None, ["a", "b", "c"], levels)
+    for shard in make_shards(data, 4, "iid", 0, 0.25).values():
+        assert shard.x_train.dtype == np.uint8
+        where = [
+            int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in shard.x_train
+        ]
+        np.testing.assert_array_equal(shard.train[:], x[where])

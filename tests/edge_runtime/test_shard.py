@@ -34,6 +34,42 @@ def write(folder: Path, **changes: Any) -> Path:
     return path
 
 
+LEVELS: dict[str, Any] = {
+    "x_train": X.astype(np.uint8),
+    "x_test": X[:2].astype(np.uint8),
+    "scale": np.float32([[0.5], [2.0]]),
+    "offset": np.float32([[-1.0], [0.25]]),
+}
+
+
+def test_levels_are_kept_and_drawn_scaled(tmp_path: Path) -> None:
+    loaded = Shard.load(write(tmp_path, **LEVELS))
+    copy = tmp_path / "copy.npz"
+    loaded.save(copy)
+    for shard in (loaded, Shard.load(copy)):
+        assert shard.x_train.dtype == np.uint8
+        drawn = shard.train[np.array([3, 0])]
+        assert drawn.dtype == np.float32
+        np.testing.assert_array_equal(drawn, X[[3, 0]] * LEVELS["scale"] + LEVELS["offset"])
+        np.testing.assert_array_equal(shard.x_train, LEVELS["x_train"])  # drawing changes nothing
+        np.testing.assert_array_equal(shard.test[:], X[:2] * LEVELS["scale"] + LEVELS["offset"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_test": X[:2]}, "x_test: expected uint8 beside scale and offset, got float32"),
+        ({"scale": None}, "scale: expected it beside the other of scale and offset"),
+        ({"offset": np.float32([np.nan])}, "offset: expected finite float values"),
+        ({"offset": np.array([1])}, "offset: expected finite float values, got int64"),
+        ({"scale": np.ones(2, np.float32)}, r"scale: .* broadcasts to \[2, 3\], got \[2\]"),
+    ],
+)
+def test_levels_with_odd_scaling(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Shard.load(write(tmp_path, **{**LEVELS, **changes}))
+
+
 def test_properties() -> None:
     shard = Shard(**GOOD)
     assert (shard.samples, shard.test_samples, shard.shape, shard.labels) == (4, 2, (2, 3), 5)

@@ -125,7 +125,8 @@ def _device(broker: Broker, shard: Path, trainer: str, federation: str) -> subpr
     where = f"{broker.host}:{broker.port}"
     command = [*_flexmoe("device"), "--broker", where, "--id", "device", "--data", str(shard)]
     command += ["--federation", federation, "--trainer", trainer]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet)
 
 
 def _flexmoe(command: str) -> list[str]:

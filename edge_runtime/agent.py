@@ -167,6 +167,8 @@ class Agent:
             self._fetch(work)
             fetch_s = self._clock() - began_s
             before = self._workbench.prepare(work)
+            # Of earlier rounds keep as much again: an expert may come back as it was.
+            self._shelf.trim(2 * sum(ref.size_bytes for ref in references(work)))
         outcome = self._workbench.train(work, before, lambda: self._out_of_date(work))
         if outcome is None:
             raise Superseded

@@ -94,6 +94,14 @@ class BlobShelf:
             if not self._pins[name]:
                 del self._pins[name]
 
+    def trim(self, size_bytes: int) -> None:
+        """Let the blobs used the longest time ago leave until `size_bytes` are used, or only
+        pinned ones are left."""
+        for name in [name for name in self._blobs if name not in self._pins]:
+            if self._used_bytes <= size_bytes:
+                return
+            self._used_bytes -= len(self._blobs.pop(name))
+
     @contextmanager
     def hold(self, names: Iterable[bytes]) -> Iterator[None]:
         """Pin these blobs while the block runs."""
@@ -111,7 +119,4 @@ class BlobShelf:
                 f"a blob of {size_bytes} bytes does not fit: the shelf holds {self.capacity_bytes} "
                 f"bytes, {pinned_bytes} of them in use; enlarge it or assign fewer experts"
             )
-        for name in [name for name in self._blobs if name not in self._pins]:
-            if self._used_bytes + size_bytes <= self.capacity_bytes:
-                return
-            self._used_bytes -= len(self._blobs.pop(name))
+        self.trim(self.capacity_bytes - size_bytes)

@@ -63,6 +63,11 @@ class SlowShelf:
         self.blobs.append(data)
         return True
 
+    def trim(self, size_bytes: int) -> None:
+        for blob in [blob for blob in self.blobs if blob not in self.pins]:
+            if sum(map(len, self.blobs)) > size_bytes:
+                self.blobs.remove(blob)
+
     def get(self, data: bytes) -> bytes | None:
         if data not in self.blobs:
             return None
@@ -71,7 +76,9 @@ class SlowShelf:
         return data
 
 
-_actions = st.tuples(st.sampled_from(["put", "put", "get", "pin", "unpin"]), st.integers(1, 5))
+_actions = st.tuples(
+    st.sampled_from(["put", "put", "get", "pin", "unpin", "trim"]), st.integers(1, 5)
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -89,6 +96,9 @@ def test_shelf_is_the_slow_shelf(actions: list[tuple[str, int]], capacity_bytes:
                     shelf.put(data)
         elif action == "get":
             assert shelf.get(name) == slow.get(data)
+        elif action == "trim":
+            shelf.trim(size_bytes)
+            slow.trim(size_bytes)
         elif action == "pin":
             shelf.pin([name])
             slow.pins.append(data)

@@ -20,6 +20,7 @@ BUILD = SKBUILD_BUILD_DIR=$(abspath $(VENV))/native $(PIP)
 EDITABLE = $(BUILD) install --no-build-isolation --editable
 BUILD_REQUIREMENTS = $$(sed -n '/^requires = \[/,/^]/s/^ *"\(.*\)",$$/\1/p' pyproject.toml)
 NATIVE_SOURCES := CMakeLists.txt $(shell find edge_runtime/native -type f ! -name '*.py*')
+BENCH_PROGRAMS = edge_runtime/bench_programs
 SANITIZED = $(abspath $(VENV))/sanitize
 
 .PHONY: demo test setup check native sanitize wheel clean
@@ -40,8 +41,13 @@ setup: $(VENV)/.dev
 native: $(VENV)/.build
 	$(EDITABLE) . --no-deps
 
-wheel: $(VENV)/.build
+wheel: $(BENCH_PROGRAMS)
 	$(BUILD) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+# What `flexmoe bench device` measures where nothing can export: wheels carry it.
+$(BENCH_PROGRAMS): $(VENV)/.server $(wildcard model_export/*.py model_export/passes/*.py)
+	$(VENV)/bin/flexmoe programs $@
+	@touch $@
 
 sanitize: $(SANITIZED)/.built
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
@@ -83,6 +89,6 @@ $(SANITIZED)/.built: $(VENV)/.dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(BENCH_PROGRAMS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 -include scripts/aarch64.mk

@@ -1,5 +1,5 @@
 # The wheel for aarch64 Linux, cross-compiled, and its tests under qemu. See docs/aarch64.md.
-# Uses the Makefile's VENV, PIP, $(VENV)/.build and $(VENV)/.dev.
+# Uses the Makefile's VENV, PIP, BENCH_PROGRAMS, $(VENV)/.build and $(VENV)/.dev.
 
 AARCH64 ?= build/aarch64
 
@@ -27,7 +27,7 @@ $(AARCH64)/.sysroot: scripts/aarch64/sysroot.sh scripts/aarch64/python.sh | $(VE
 	@scripts/aarch64/python.sh $(AARCH64)
 	@touch $@
 
-$(AARCH64)/.wheel: $(AARCH64)/.sysroot scripts/aarch64/wheel.sh $(aarch64_sources)
+$(AARCH64)/.wheel: $(AARCH64)/.sysroot $(BENCH_PROGRAMS) scripts/aarch64/wheel.sh $(aarch64_sources)
 	@$(aarch64_ready)
 	@scripts/aarch64/wheel.sh $(VENV)/bin/python $(AARCH64)
 	@touch $@

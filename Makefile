@@ -1,7 +1,7 @@
 # Two commands: `make demo` and `make test`. Each sets up what it needs, once.
 #
 # For the native runtime (edge_runtime/native, C++): `make native` rebuilds it, `make sanitize` tests
-# its kernels under AddressSanitizer and UndefinedBehaviorSanitizer, `make wheel` makes what a device
+# it under AddressSanitizer and UndefinedBehaviorSanitizer, `make wheel` makes what a device
 # installs; scripts/aarch64.mk is for ARM.
 #
 # TORCH_INDEX names the index of PyTorch's CPU builds: without it pip takes the default build of
@@ -51,8 +51,9 @@ $(BENCH_PROGRAMS): $(VENV)/.server $(wildcard model_export/*.py model_export/pas
 
 sanitize: $(SANITIZED)/.built
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/bin/python -m pytest $(wildcard tests/native/test_*kernel*.py)
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 FLEXMOE_MUTANTS=300 \
+	$(SANITIZED)/bin/python -m pytest -k "not stock" $(wildcard tests/native/test_*kernel*.py) \
+		tests/native/test_session.py tests/native/test_fuzz.py
 
 $(VENV)/.build: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \

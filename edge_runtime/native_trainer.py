@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from edge_runtime.trainer import (
     StepResult,
     Weights,
     check_assignment,
+    check_pair,
 )
 
 try:
@@ -25,7 +26,7 @@ try:
 except ImportError as error:
     raise FlexmoeError(
         f"the trainer 'native' needs flexmoe's extension module ({error}); "
-        "reinstall flexmoe on this machine, or use --trainer executorch"
+        "reinstall flexmoe on this machine"
     ) from None
 
 
@@ -35,7 +36,12 @@ def default_threads() -> int:
 
 
 class NativeTrainer:
-    """See `Trainer`. A step allocates nothing but its result, and runs without the GIL."""
+    """See `Trainer`. A step runs without the GIL.
+
+    Memory is taken once: by `load`, and by the first step of a kind for the optimizer's state, the
+    kernels' scratch and the sums of micro-batches. From then on a step allocates its result only.
+    Stock programs apart, whose kernels allocate as they like.
+    """
 
     name = "native"
 
@@ -58,18 +64,21 @@ class NativeTrainer:
     ) -> MemoryNeed:
         pair = unseal(training), unseal(evaluation)
         _read_layouts(*pair)
-        need = _native.memory_need(*pair, _convert(rates), batch)
+        need = _native.memory_need(*pair, _convert(rates), batch, self._threads)
         return MemoryNeed(
             programs_bytes=need["programs"],
             arena_bytes=need["arena"],
             weights_bytes=need["weights"],
             gradients_bytes=need["gradients"],
             optimizer_bytes=need["optimizer"],
+            scratch_bytes=need["scratch"],
         )
 
     def load(self, training: bytes, evaluation: bytes) -> None:
         pair = unseal(training), unseal(evaluation)
         layout = _read_layouts(*pair)
+        # A device has no memory for both: what was loaded goes once the new pair is known to fit.
+        self._session = self._layout = None
         self._session = _native.Session(*pair, layout.classes, layout.experts, self._threads)
         self._layout = layout
 
@@ -98,7 +107,7 @@ class NativeTrainer:
         return StepResult(loss, stats)
 
     def memory(self) -> dict[str, int]:
-        """Bytes in use by kind: programs, arena, weights, gradients, optimizer, scratch."""
+        """Bytes held by kind: programs, arena, weights, gradients, optimizer, scratch."""
         return self._loaded().memory
 
     def _loaded(self) -> _native.Session:
@@ -114,14 +123,8 @@ def _convert(rates: Rates) -> _native.Rates:
 def _read_layouts(training: memoryview, evaluation: memoryview) -> ProgramLayout:
     """The training program's layout; `ProgramError` unless the two are a pair."""
     layouts = [_read_layout(program) for program in (training, evaluation)]
-    train, test = layouts
-    if (train.role, test.role) != ("train", "evaluate"):
-        raise ProgramError(
-            f"expected a training and an evaluation program, got {train.role!r} and {test.role!r}"
-        )
-    if replace(train, role="evaluate") != test:
-        raise ProgramError("the training and the evaluation program are of different models")
-    return train
+    check_pair(*layouts)
+    return layouts[0]
 
 
 def _read_layout(program: memoryview) -> ProgramLayout:

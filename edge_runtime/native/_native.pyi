@@ -148,11 +148,15 @@ class Kernels:
         weight_decay: float = 0.01,
     ) -> None: ...
 
+MAX_THREADS: int
+
 def isas() -> list[str]:
-    """The instruction sets that this machine and build can run."""
+    """The instruction sets that this machine and build can run, the best first."""
 
 def kernels(isa: str | None = None, threads: int = 1) -> Kernels:
-    """The kernels of `isa` (None: the best); ValueError names those that there are."""
+    """The kernels of `isa`; ValueError names those that there are. None: the best, or what the
+    environment's FLEXMOE_ISA names.
+    """
 
 class Rates:
     """How a step changes the weights; see trainer.Rates."""
@@ -199,10 +203,12 @@ class Session:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes in use, by kind."""
+        """Bytes held, by kind."""
 
 def describe(program: _Bytes) -> dict[str, Any]:
     """What a program says of itself: layout, inputs, outputs, operators, arena_bytes."""
 
-def memory_need(training: _Bytes, evaluation: _Bytes, rates: Rates, batch: int) -> dict[str, int]:
-    """Bytes that a session of this pair takes, by kind. Allocates none of them."""
+def memory_need(
+    training: _Bytes, evaluation: _Bytes, rates: Rates, batch: int, threads: int
+) -> dict[str, int]:
+    """The most bytes that a session of this pair takes, by kind. Allocates none of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,10 @@ def test_needs_the_memory_that_it_needs_here(arm: Remote, export: Export) -> Non
     there = arm.module("edge_runtime.native_trainer").NativeTrainer(1)
     for rates in RATES.values():
         need = NativeTrainer(1).memory_need(*pair, rates, batch=16)
-        assert there.memory_need(*pair, rates, batch=16) == need
+        other = there.memory_need(*pair, rates, batch=16)
+        # The scratch is that of another instruction set.
+        assert replace(other, scratch_bytes=need.scratch_bytes) == need
+        assert 0 < other.scratch_bytes < 2 * need.scratch_bytes
 
 
 @pytest.mark.parametrize("how", ["raw", "resealed"])

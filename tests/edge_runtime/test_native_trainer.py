@@ -16,12 +16,15 @@ import torch
 from executorch.exir import to_edge
 
 from edge_runtime.errors import ProgramError
-from edge_runtime.layout import LAYOUT_METHOD
+from edge_runtime.layout import LAYOUT_METHOD, ROLES
+from edge_runtime.native import _native
 from edge_runtime.native_trainer import NativeTrainer, default_threads
 from edge_runtime.parts import GATE, Tensors
 from edge_runtime.program_file import seal, unseal
 from edge_runtime.trainer import Batch, Rates, Trainer
 from edge_runtime.trainers import TRAINERS, make_trainer
+from model_export.program import export_program
+from tests.model_export.custom_models import CUSTOM, Custom, register
 from tests.model_export.eager import BATCH, SPECS, EagerSubset, random_batch, subset_weights
 from tests.native.exported import Export, Pair, make_export
 
@@ -214,13 +217,16 @@ def test_shown_weights_outlive_the_trainer(digits: Pair) -> None:
 
 
 def test_another_assignment_copies_weights_and_nothing_else(trainer: NativeTrainer) -> None:
+    trainer.train_step(DIGITS, RATES)
+    trainer.evaluate(DIGITS)
     shown, memory = trainer.weights(), trainer.memory()
     trainer.assign([7, 0], make_weights(seed=2))
     for name, weight in trainer.weights().items():
         assert np.shares_memory(weight, shown[name])
-    assert trainer.memory() == memory
     other = EagerSubset(SPECS["digits"], [7, 0], make_weights(seed=2))
     assert trainer.evaluate(DIGITS).loss == pytest.approx(other.step(DIGITS)[0], abs=1e-5)
+    trainer.train_step(DIGITS, RATES)
+    assert trainer.memory() == memory
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -244,40 +250,128 @@ def test_arrays_may_be_read_only(trainer: NativeTrainer) -> None:
     assert all(weight.flags.writeable for weight in trainer.weights().values())
 
 
+NEEDS = {
+    "sgd": (Rates(0.1), 1),
+    "momentum": (RATES, 1),
+    "adamw": (Rates(0.1, optimizer="adamw"), 3),
+}
+
+
 @pytest.mark.parametrize("kernels", ["native", "stock"])
-@pytest.mark.parametrize(
-    ("rates", "count"),
-    [
-        (Rates(0.1), 16),
-        (RATES, 16),
-        (Rates(0.1, optimizer="adamw"), 48),
-    ],
-    ids=["sgd", "momentum", "adamw"],
-)
-def test_memory_need_is_what_is_used(
-    rates: Rates, count: int, kernels: str, export: Export
+@pytest.mark.parametrize("how", NEEDS)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("name", ["digits", "har", "cifar"])
+def test_memory_need_is_what_is_held(
+    name: str, threads: int, how: str, kernels: str, export: Export
 ) -> None:
-    pair = export("digits", kernels)
-    need = NativeTrainer(1).memory_need(*pair, rates, count)
-    trainer = assigned("digits", pair)
-    times = count // 16
-    trainer.train_step(
-        Batch(*(np.concatenate([a] * times) for a in (DIGITS.x, DIGITS.y, DIGITS.sample_weight))),
-        rates,
-    )
-    used = trainer.memory()
-    assert need.arena_bytes == used["arena"]
-    assert need.weights_bytes == used["weights"] >= trainer.layout.weights_bytes
-    assert need.gradients_bytes == used["gradients"]
-    assert need.optimizer_bytes == used["optimizer"]
-    # The programs' inner structures come on top, once they are loaded.
-    assert sum(len(file) for file in pair) * 0.9 < need.programs_bytes <= used["programs"]
+    rates, times = NEEDS[how]
+    pair, batch = export(name, kernels), random_batch(name, seed=1)
+    trainer = NativeTrainer(threads)
+    need = trainer.memory_need(*pair, rates, times * BATCH[name])
+    trainer.load(*pair)
+    trainer.assign(EXPERTS, subset_weights(SPECS[name], EXPERTS, 1))
+    arrays = (np.concatenate([a] * times) for a in (batch.x, batch.y, batch.sample_weight))
+    whole = Batch(*arrays)
+    for _ in range(2):
+        trainer.train_step(whole, rates)
+        trainer.evaluate(batch)
+    held = trainer.memory()
+    assert sum(held.values()) <= need.total_bytes < 1.01 * sum(held.values())
+    assert need.arena_bytes == held["arena"]
+    assert need.weights_bytes == held["weights"] >= trainer.layout.weights_bytes
+    assert need.gradients_bytes == held["gradients"]
+    assert need.optimizer_bytes == held["optimizer"]
+    assert need.scratch_bytes == held["scratch"] > 0
+    assert need.programs_bytes == held["programs"] > sum(len(file) for file in pair)
+
+
+def test_what_an_optimizer_left_is_not_held(trainer: NativeTrainer) -> None:
+    held = []
+    for rates in (Rates(0.1), Rates(0.1, optimizer="adamw"), RATES, Rates(0.1)):
+        trainer.train_step(DIGITS, rates)
+        held.append(trainer.memory()["optimizer"])
+    size = trainer.memory()["weights"]
+    assert held == [0, 2 * size, size, 0]
 
 
 def test_memory_need_leaves_what_is_loaded(trainer: NativeTrainer, export: Export) -> None:
     trainer.memory_need(*export("har"), RATES, 64)
     assert trainer.layout.model == "digits"
     assert_weights(trainer, make_weights())
+
+
+def test_a_load_drops_what_was_loaded_first(
+    trainer: NativeTrainer, digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device has no memory for both."""
+    make, made = _native.Session, []
+
+    def watched(*arguments: Any) -> _native.Session:
+        with pytest.raises(ProgramError, match="no program is loaded"):
+            trainer.weights()
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(_native, "Session", watched)
+    trainer.load(*digits)
+    assert len(made) == 1
+
+
+def test_a_window_of_padding_only_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dilation moves every tap of the pool outside of the image: no pixel has a gradient."""
+    layers = lambda: [  # noqa: E731
+        torch.nn.Conv2d(3, 4, 1),
+        torch.nn.MaxPool2d((2, 1), stride=1, padding=(1, 0), dilation=(9, 1)),
+        torch.nn.ReLU(),
+    ]
+    monkeypatch.setitem(CUSTOM, "padding", Custom((3, 8, 8), layers, set()))
+    spec = register("padding", monkeypatch)
+    trainer = NativeTrainer(1)
+    trainer.load(*(export_program(spec, 2, 4, role, "native").data for role in ROLES))
+    rng = np.random.default_rng(1)
+    weights = {
+        weight.name: rng.standard_normal(weight.shape, dtype=np.float32)
+        for weight in trainer.layout.weights
+    }
+    trainer.assign([1, 2], weights)
+    x = rng.standard_normal((4, 3, 8, 8), dtype=np.float32)
+    batch = Batch(x, np.array([0, 1, 2, 0]), np.full(4, 0.25, np.float32))
+    assert np.isfinite(trainer.train_step(batch, Rates(0.1)).loss)
+    changed = {n for n, weight in trainer.weights().items() if (weight != weights[n]).any()}
+    assert changed and not any(n.startswith("backbone") for n in changed)
+
+
+STOCK_THREADS = """
+import os, pathlib, sys
+from edge_runtime.native_trainer import NativeTrainer
+from edge_runtime.trainer import Rates
+from tests.model_export.eager import SPECS, random_batch, subset_weights
+
+count = lambda: len(os.listdir("/proc/self/task"))
+threads, before = int(sys.argv[1]), count()
+trainer = NativeTrainer(threads)
+trainer.load(*(pathlib.Path(name).read_bytes() for name in sys.argv[2:]))
+trainer.assign([1, 4], subset_weights(SPECS["digits"], [1, 4], 1))
+trainer.train_step(random_batch("digits", 1), Rates(0.1))
+print(count() - before)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stock_kernels_take_as_many_threads_as_they_may(
+    threads: int, export: Export, tmp_path: Path
+) -> None:
+    files = [tmp_path / role for role in ROLES]
+    for file, data in zip(files, export("digits", "stock"), strict=True):
+        file.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK_THREADS, str(threads), *map(str, files)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    # Our kernels' threads, and the stock ones': in both, the caller is one of them.
+    assert done.stdout.strip() == str(2 * (threads - 1)), done.stderr[-2000:]
 
 
 def test_both_runtimes_in_one_process(digits: Pair, export: Export, tmp_path: Path) -> None:
@@ -467,6 +561,7 @@ def test_rates_that_no_rule_can_work_with(trainer: NativeTrainer) -> None:
         (Rates(-0.1), "learning_rate is -0.1"),
         (replace(RATES, weight_decay=float("inf")), "weight_decay is inf"),
         (Rates(0.1, optimizer="adamw", beta2=1.0), "beta1 and beta2 are 0.9 and 1"),
+        (Rates(0.1, optimizer="adamw", epsilon=1e-50), "epsilon is 0 as a float32"),
         (Rates(0.1, optimizer="lion"), "unknown optimizer 'lion'"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ProgramError, match=says):

@@ -7,6 +7,7 @@ runtime's own checks stand alone.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 from tests.native.exported import Export, make_export
 
 REPOSITORY = Path(__file__).parents[2]
-COUNT = 2000
+# Of each kind: `make sanitize` takes fewer, for its build is slow.
+COUNT = int(os.environ.get("FLEXMOE_MUTANTS", "2000"))
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,8 @@ def test_threads_do_not_change_the_result(kernels: _native.Kernels, relu: bool) 
 
 def test_one_table_serves_several_python_threads(kernels: _native.Kernels) -> None:
     table = _native.kernels(kernels.isa, threads=2)
-    arrays = [Case(4, 4, 2, (23, 31), True, False, 0.0, seed).arrays() for seed in range(4)]
+    # Large enough that the table's own threads share each call.
+    arrays = [Case(8, 4, 2, (23, 31), True, False, 0.0, seed).arrays() for seed in range(4)]
 
     def differentiate(case: tuple[Array, Array, Array | None, Array | None]) -> list[Array]:
         x, dy, weight, bias = case

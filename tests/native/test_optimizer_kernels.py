@@ -96,7 +96,14 @@ def test_adamw_stands_still_without_gradients(kernels: _native.Kernels) -> None:
 def test_sum_of_squares(kernels: _native.Kernels, size: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
     expected = float((x.astype(np.float64) ** 2).sum())
-    assert kernels.sum_of_squares(x) == pytest.approx(expected, rel=1e-6)
+    assert kernels.sum_of_squares(x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_squares_that_are_no_floats(kernels: _native.Kernels) -> None:
+    for value in (1e20, -3e38, 1e-30):
+        x = np.full(100, value, np.float32)
+        expected = float((x.astype(np.float64) ** 2).sum())
+        assert kernels.sum_of_squares(x) == pytest.approx(expected, rel=1e-12)
 
 
 @given(size=st.integers(0, 600), place=st.integers(0, 599))

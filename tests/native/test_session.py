@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import ProgramError
 from edge_runtime.native import _native
+from edge_runtime.optimizer import Optimizer
 from edge_runtime.program_file import unseal
 from edge_runtime.trainer import Batch, Rates
 from tests.model_export.eager import SPECS, EagerSubset, random_batch, subset_weights
@@ -77,6 +78,13 @@ def with_item(array: np.ndarray, value: float) -> np.ndarray:
     return changed
 
 
+def misaligned(array: np.ndarray) -> np.ndarray:
+    room = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    moved = room.view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
 X, Y, WEIGHT = BATCH.x, BATCH.y, BATCH.sample_weight
 BAD: dict[str, tuple[Batch, str]] = {
     "few": (Batch(X[:3], Y[:3], WEIGHT[:3]), "x: expected a multiple of 16 samples, got 3"),
@@ -90,6 +98,7 @@ BAD: dict[str, tuple[Batch, str]] = {
     "float16": (Batch(X.astype(np.float16), Y, WEIGHT), "x: expected float32 or int64, got .* 'e'"),
     "fortran": (Batch(np.asfortranarray(X), Y, WEIGHT), "x: expected a C-contiguous array"),
     "strided": (Batch(np.repeat(X, 2, 0)[::2], Y, WEIGHT), "x: expected a C-contiguous array"),
+    "misaligned": (Batch(misaligned(X), Y, WEIGHT), "x: the array is not aligned"),
     "list": (Batch(X.tolist(), Y, WEIGHT), "x: expected an array, got list"),  # type: ignore
     "nan": (Batch(with_item(X, np.nan), Y, WEIGHT), "x holds NaN or infinity"),
     "infinity": (Batch(with_item(X, -np.inf), Y, WEIGHT), "x holds NaN or infinity"),
@@ -132,9 +141,13 @@ def test_experts_that_do_not_fit(session: _native.Session) -> None:
         ([1, 8], "experts are different numbers from 0 to 7, got 8"),
         ([2, 2], "experts are different numbers from 0 to 7, got 2"),
         ([-1, 2], "got -1"),
+        ([0.0, 1.0], "experts: expected whole numbers, got 0.0"),
+        ([2**70, 1], f"experts: expected whole numbers, got {2**70}"),
+        (["0", "1"], "experts: expected whole numbers, got '0'"),
+        (7, "experts: expected a list of numbers, got int"),
     ):
         with pytest.raises(ProgramError, match=says):
-            session.begin(experts)
+            session.begin(experts)  # type: ignore[arg-type]
 
 
 def test_no_step_before_begin(digits: Pair) -> None:
@@ -186,6 +199,23 @@ def test_another_optimizer_begins_anew(digits: Pair) -> None:
         np.testing.assert_array_equal(there, here)
 
 
+def test_huge_gradients_are_clipped(digits: Pair) -> None:
+    """Finite ones whose squares are no floats, as the oracle clips them."""
+    rates = Rates(0.5, clip_norm=0.25)
+    session = make_session(digits)
+    huge = Batch(X, Y, WEIGHT * np.float32(1e22))
+    before = [weight.copy() for weight in session.weights]
+    loss, _ = step(session, huge, _native.Rates(**asdict(rates)))
+    assert np.isfinite(loss)
+    fresh = make_session(digits)
+    step(fresh, huge, _native.Rates(**asdict(Rates(0.0))))
+    gradients = [gradient.copy() for gradient in fresh.gradients]
+    assert max(float(np.abs(gradient).max()) for gradient in gradients) > 1e20
+    Optimizer(before).step(gradients, rates)
+    for weight, expected in zip(session.weights, before, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
+
+
 # --- what is shared ------------------------------------------------------------------------------
 
 
@@ -226,6 +256,12 @@ def test_programs_come_as_any_bytes(digits: Pair) -> None:
 # --- threads -------------------------------------------------------------------------------------
 
 
+def test_a_number_of_threads_that_is_none(digits: Pair) -> None:
+    for threads in (0, 257, 2**40):
+        with pytest.raises(ProgramError, match=f"expected 1 to 256 threads, got {threads}"):
+            make_session(digits, threads)
+
+
 @pytest.mark.parametrize("kernels", ["native", "stock"])
 def test_sessions_in_threads_of_their_own(kernels: str, export: Export) -> None:
     pair = export("digits", kernels)
@@ -246,7 +282,7 @@ def test_sessions_in_threads_of_their_own(kernels: str, export: Export) -> None:
     assert losses == [[expected] * 200] * len(losses)
 
 
-def test_one_session_in_two_threads_is_refused_or_waits_its_turn(digits: Pair) -> None:
+def test_one_session_in_three_threads_serves_one_and_refuses_the_others(digits: Pair) -> None:
     """No step is half another thread's: each is whole, or refused."""
     session = make_session(digits)
     frozen = _native.Rates(**asdict(Rates(0.0)))
@@ -254,11 +290,13 @@ def test_one_session_in_two_threads_is_refused_or_waits_its_turn(digits: Pair) -
     big = Batch(np.tile(X, (64, 1)), np.tile(Y, 64), np.tile(WEIGHT / 64, 64))
     messages: list[str] = []
     losses: list[float] = []
+    held: list[int] = []
 
     def work() -> None:
         for _ in range(50):
             try:
                 losses.append(step(session, big, frozen)[0])
+                held.append(sum(session.memory.values()))
             except ProgramError as error:
                 messages.append(str(error))
 
@@ -267,7 +305,7 @@ def test_one_session_in_two_threads_is_refused_or_waits_its_turn(digits: Pair) -
         thread.start()
     for thread in threads:
         thread.join()
-    assert losses and messages
+    assert losses and messages and held
     assert set(messages) == {"the session is in use by another thread; one at a time"}
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert np.isfinite(step(session, rates=frozen)[0])

@@ -36,7 +36,7 @@ def read_table(path: Path) -> dict[str, str]:
     return dict(re.findall(r'\{"([\w:.]+)", "(\w+)"', path.read_text()))
 
 
-STOCK = read_table(NATIVE / "signatures.cc")
+STOCK = read_table(NATIVE / "file" / "signatures.cc")
 OWN = read_table(NATIVE / "operators" / "table.cc")
 
 

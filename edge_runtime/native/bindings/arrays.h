@@ -13,6 +13,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "align.h"
+
 namespace flexmoe::bindings {
 
 namespace nb = nanobind;
@@ -58,7 +60,7 @@ inline int64_t count(const char* name, const Sizes& sizes) {
 
 // An array that was checked: its memory and sizes. Valid as long as the array that it views.
 template <class T>
-struct View {
+struct ArrayView {
   T* data;
   Sizes sizes;
   int64_t count;
@@ -67,7 +69,7 @@ struct View {
 };
 
 template <class T, class Source>
-View<T> view(const char* name, const Source& array, std::optional<size_t> rank = {}) {
+ArrayView<T> view(const char* name, const Source& array, std::optional<size_t> rank = {}) {
   using Element = std::remove_const_t<T>;
   if (array.dtype() != nb::dtype<Element>() || array.device_type() != nb::device::cpu::value) {
     const std::string type = std::is_same_v<Element, float> ? "float32" : "int64";
@@ -85,16 +87,19 @@ View<T> view(const char* name, const Source& array, std::optional<size_t> rank =
     contiguous = contiguous && (sizes[i] == 1 || array.stride(i) == stride);
   }
   const int64_t elements = count(name, sizes);
+  if (elements > 0 && reinterpret_cast<uintptr_t>(array.data()) % alignof(Element) != 0) {
+    refuse(std::string(name) + " is not aligned");
+  }
   if (!contiguous && elements > 0) refuse(std::string(name) + " must be C-contiguous");
   return {static_cast<T*>(array.data()), sizes, elements};
 }
 
-inline View<const float> floats(const char* name, const Array& array,
+inline ArrayView<const float> floats(const char* name, const Array& array,
                                 std::optional<size_t> rank = {}) {
   return view<const float>(name, array, rank);
 }
 
-inline View<const int64_t> integers(const char* name, const Array& array, size_t rank) {
+inline ArrayView<const int64_t> integers(const char* name, const Array& array, size_t rank) {
   return view<const int64_t>(name, array, rank);
 }
 
@@ -106,12 +111,12 @@ inline void expect_sizes(const char* name, const Sizes& sizes, const Sizes& want
 // The memory of an array of exactly these sizes; null for no array.
 inline const float* sized_floats(const char* name, const MaybeArray& array, const Sizes& wanted) {
   if (!array) return nullptr;
-  const View<const float> checked = floats(name, *array);
+  const ArrayView<const float> checked = floats(name, *array);
   expect_sizes(name, checked.sizes, wanted);
   return checked.data;
 }
 
-// A new numpy array, 64-byte aligned and not initialized; numpy owns the memory.
+// A new numpy array, aligned and not initialized; numpy owns the memory.
 template <class T>
 struct NewArray {
   T* data;
@@ -120,10 +125,10 @@ struct NewArray {
 
 template <class T = float>
 NewArray<T> make_array(const Sizes& sizes) {
-  constexpr std::align_val_t kAlignment{64};
+  constexpr std::align_val_t kAligned{kAlignment};
   const size_t bytes = sizeof(T) * static_cast<size_t>(count("result", sizes));
-  T* data = static_cast<T*>(::operator new(bytes, kAlignment));
-  nb::capsule owner(data, [](void* memory) noexcept { ::operator delete(memory, kAlignment); });
+  T* data = static_cast<T*>(::operator new(bytes, kAligned));
+  nb::capsule owner(data, [](void* memory) noexcept { ::operator delete(memory, kAligned); });
   const std::vector<size_t> shape(sizes.begin(), sizes.end());
   return {data, nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner)};
 }

@@ -3,9 +3,9 @@
 
 #include <tuple>
 
-#include "arrays.h"
-#include "geometry.h"
-#include "table.h"
+#include "bindings/arrays.h"
+#include "bindings/geometry.h"
+#include "bindings/kernel_table.h"
 
 namespace flexmoe::bindings {
 
@@ -83,8 +83,7 @@ inline FloatArray mean_pool(KernelTable& table, const Array& x) {
 }
 
 inline FloatArray mean_pool_backward(KernelTable& table, const Array& dy, const Sizes& input_size) {
-  count("input_size", input_size);
-  expect(input_size.size() == 4, "input_size must have 4 numbers, not " + show(input_size));
+  expect_four("input_size", input_size);
   const float* gradient = sized_floats("dy", dy, {input_size[0], input_size[1]});
   const auto dx = make_array(input_size);
   table.run([&](const Kernels& k, const Context&) {
@@ -128,8 +127,7 @@ inline FloatArray max_pool2d_backward(KernelTable& table, const Array& dy, const
                                       const Sizes& input_size) {
   const auto gradient = floats("dy", dy, 4);
   const auto places = integers("indices", indices, 4);
-  count("input_size", input_size);
-  expect(input_size.size() == 4, "input_size must have 4 numbers, not " + show(input_size));
+  expect_four("input_size", input_size);
   expect_sizes("indices", places.sizes, gradient.sizes);
   expect_sizes("input_size (batch, channels)", {input_size[0], input_size[1]},
                {gradient[0], gradient[1]});

@@ -1,9 +1,9 @@
 // The table's methods in Python: products and their sums.
 #pragma once
 
-#include "arrays.h"
-#include "geometry.h"
-#include "table.h"
+#include "bindings/arrays.h"
+#include "bindings/geometry.h"
+#include "bindings/kernel_table.h"
 
 namespace flexmoe::bindings {
 

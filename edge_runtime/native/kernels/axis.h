@@ -2,7 +2,7 @@
 // the kernel reach which of its indices, and from where in the tensor that is read.
 #pragma once
 
-#include "gemm.h"
+#include "context.h"
 
 namespace flexmoe::FLEXMOE_ISA {
 

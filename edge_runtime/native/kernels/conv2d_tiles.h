@@ -2,6 +2,8 @@
 #pragma once
 
 #include "axis.h"
+#include "tile.h"
+#include "transpose.h"
 
 namespace flexmoe::FLEXMOE_ISA {
 

@@ -1,9 +1,13 @@
 // GroupNorm over [batch, channels, plane] with the ReLU that follows it.
 #pragma once
 
+#include "context.h"
 #include "pointwise.h"
 
 namespace flexmoe::FLEXMOE_ISA {
+
+// One element takes as long as so many multiplications of a product: memory is what it waits for.
+constexpr double kElementWork = 32;
 
 // y = (x - mean) * rstd * weight + bias over the channels of one group, all in the cache by now.
 template <bool kRelu>
@@ -25,27 +29,26 @@ inline void group_norm(const Context& context, const GroupNorm& g, const float* 
   const int64_t channels = g.channels / g.groups;
   const int64_t size = channels * g.plane;
   const int64_t items = g.batch * g.groups;
-  const double share = 1.0 / static_cast<double>(size);
-  in_ranges(*context.threads, items, items * size, [=](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const float* in = x + item * size;
-      const float center = static_cast<float>(sum_of(in, size) * share);
-      const double squares = blocked_sum(size, [=](int64_t i, auto lanes) {
-        const Vec d = load_lanes(in + i, lanes) - splat_lanes(center, lanes);
-        return d * d;
-      });
-      const double variance = squares * share + static_cast<double>(g.epsilon);
-      const float scale = static_cast<float>(1.0 / __builtin_sqrt(variance));
-      mean[item] = center;
-      rstd[item] = scale;
-      const int64_t first = item % g.groups * channels;
-      const float* w = weight ? weight + first : nullptr;
-      const float* b = bias ? bias + first : nullptr;
-      if (g.relu) {
-        normalize<true>(channels, g.plane, in, center, scale, w, b, y + item * size);
-      } else {
-        normalize<false>(channels, g.plane, in, center, scale, w, b, y + item * size);
-      }
+  const double part = 1.0 / static_cast<double>(size);
+  const double work = kElementWork * static_cast<double>(items * size);
+  share(context, items, work, [=](int64_t item, int) {
+    const float* in = x + item * size;
+    const float center = static_cast<float>(sum_of(in, size) * part);
+    const double squares = blocked_sum(size, [=](int64_t i, auto lanes) {
+      const Vec d = load_lanes(in + i, lanes) - splat_lanes(center, lanes);
+      return d * d;
+    });
+    const double variance = squares * part + static_cast<double>(g.epsilon);
+    const float scale = static_cast<float>(1.0 / __builtin_sqrt(variance));
+    mean[item] = center;
+    rstd[item] = scale;
+    const int64_t first = item % g.groups * channels;
+    const float* w = weight ? weight + first : nullptr;
+    const float* b = bias ? bias + first : nullptr;
+    if (g.relu) {
+      normalize<true>(channels, g.plane, in, center, scale, w, b, y + item * size);
+    } else {
+      normalize<false>(channels, g.plane, in, center, scale, w, b, y + item * size);
     }
   });
 }
@@ -120,9 +123,9 @@ FLEXMOE_INLINE void differentiate(const GroupNormGradient& n, int64_t image, int
   }
 
   // dx = rstd (w dy - mean(w dy) - xhat mean(w dy xhat)), with xhat = (x - mean) rstd.
-  const float share = rstd / static_cast<float>(channels * plane);
-  const Vec offset = splat(-share * sum(weighted.dy));
-  const Vec slope = splat(-share * rstd * rstd * sum(weighted.dy_x));
+  const float part = rstd / static_cast<float>(channels * plane);
+  const Vec offset = splat(-part * sum(weighted.dy));
+  const Vec slope = splat(-part * rstd * rstd * sum(weighted.dy_x));
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t at = start + c * plane;
     const Vec factor = splat(n.weight ? rstd * n.weight[first + c] : rstd);
@@ -141,24 +144,24 @@ inline bool group_norm_backward(const Context& context, const GroupNorm& g, cons
   auto* sums = static_cast<PlaneSums*>(
       context.workspace->take(sizeof(PlaneSums) * static_cast<size_t>(g.channels)));
   if (!sums) return false;
+  if (context.measures) return true;
   // Without y, no mask is read: dy stands in for a pointer that must not be null.
   const GroupNormGradient n{g, dy, x, mean, rstd, weight, y ? y : dy, dx, dweight, dbias, sums};
   const bool relu = y != nullptr;
   // By groups, not by images: each channel's sums then belong to one thread.
-  const int64_t elements = g.batch * g.channels * g.plane;
-  in_ranges(*context.threads, g.groups, elements, [&n, relu](int64_t begin, int64_t end) {
+  const double work = kElementWork * static_cast<double>(g.batch * g.channels * g.plane);
+  share(context, g.groups, work, [&n, relu](int64_t group, int) {
     const int64_t channels = n.g.channels / n.g.groups;
-    for (int64_t c = begin * channels; c < end * channels; ++c) n.sums[c] = {zeros(), zeros()};
+    const int64_t begin = group * channels, end = begin + channels;
+    for (int64_t c = begin; c < end; ++c) n.sums[c] = {zeros(), zeros()};
     for (int64_t image = 0; image < n.g.batch; ++image) {
-      for (int64_t group = begin; group < end; ++group) {
-        if (relu) {
-          differentiate<true>(n, image, group);
-        } else {
-          differentiate<false>(n, image, group);
-        }
+      if (relu) {
+        differentiate<true>(n, image, group);
+      } else {
+        differentiate<false>(n, image, group);
       }
     }
-    for (int64_t c = begin * channels; c < end * channels; ++c) {
+    for (int64_t c = begin; c < end; ++c) {
       n.dbias[c] = sum(n.sums[c].dy);
       n.dweight[c] = sum(n.sums[c].dy_x);
     }

@@ -24,6 +24,8 @@ class Workspace {
 struct Context {
   Threads* threads;      // never null
   Workspace* workspace;  // never null
+  // Only the scratch is asked for: a kernel takes it all, returns true, and touches no array.
+  bool measures = false;
 };
 
 struct Gemm {
@@ -123,8 +125,8 @@ struct Kernels {
                 float* v);
 };
 
-// The table for this machine's best instruction set, or for `isa` ("baseline", "avx2", "avx512",
-// "neon"); null if this machine or this build has no such set. Null `isa`: the best.
-const Kernels* find_kernels(const char* isa);
+// The tables that this machine and this build have, the best first; null at the end. Their names:
+// "avx512", "avx2" and "baseline", or "neon".
+const Kernels* const* usable_kernels();
 
 }  // namespace flexmoe

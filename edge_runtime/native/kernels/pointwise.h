@@ -1,36 +1,9 @@
-// Element by element functions, sums, and what the other headers share: ranges and blocked sums.
+// Element by element functions, sums, and what other headers share: lanes and blocked sums.
 #pragma once
 
-#include "kernels.h"
 #include "simd.h"
-#include "threads.h"
 
 namespace flexmoe::FLEXMOE_ISA {
-
-// Fewer elements than this are not worth waking a thread for.
-constexpr int64_t kSmallWork = 1 << 15;
-
-// Calls body(begin, end) for ranges that cover [0, items), one for each thread, or a single one
-// when all items together touch few elements.
-template <class Body>
-inline void in_ranges(Threads& threads, int64_t items, int64_t elements, const Body& body) {
-  const int64_t parts = elements < kSmallWork ? 1 : min_of(threads.count(), items);
-  if (parts <= 1) {
-    body(int64_t{0}, items);
-    return;
-  }
-  struct Ranges {
-    const Body& body;
-    int64_t items, parts;
-  } ranges{body, items, parts};
-  threads.share(
-      parts,
-      [](void* argument, int64_t i, int) {
-        const Ranges& r = *static_cast<const Ranges*>(argument);
-        r.body(i * r.items / r.parts, (i + 1) * r.items / r.parts);
-      },
-      &ranges);
-}
 
 // Which lanes of a vector count: all, or the first few at the end of an array.
 struct AllLanes {};

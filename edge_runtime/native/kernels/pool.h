@@ -1,6 +1,7 @@
 // Pools over the planes of [batch, channels, height, width].
 #pragma once
 
+#include "kernels.h"
 #include "pointwise.h"
 
 namespace flexmoe::FLEXMOE_ISA {

@@ -51,7 +51,6 @@ FLEXMOE_INLINE Vec splat(float x) { return _mm512_set1_ps(x); }
 FLEXMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 // Masked with all lanes: GCC 12 warns of its own header's uninitialized value in the plain forms.
 FLEXMOE_INLINE Vec max(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }
-FLEXMOE_INLINE Vec min(Vec a, Vec b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 FLEXMOE_INLINE Vec sqrt(Vec a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
 FLEXMOE_INLINE float sum(Vec a) {
   const __m256 half = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0),
@@ -76,7 +75,6 @@ FLEXMOE_INLINE void store_partial(float* p, int64_t n, Vec v) {
 FLEXMOE_INLINE Vec splat(float x) { return _mm256_set1_ps(x); }
 FLEXMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 FLEXMOE_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
-FLEXMOE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 FLEXMOE_INLINE Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 FLEXMOE_INLINE float sum(Vec a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -105,17 +103,14 @@ FLEXMOE_INLINE float sum(Vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
 #if defined(__ARM_NEON)
 FLEXMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 FLEXMOE_INLINE Vec max(Vec a, Vec b) { return vmaxq_f32(a, b); }
-FLEXMOE_INLINE Vec min(Vec a, Vec b) { return vminq_f32(a, b); }
 FLEXMOE_INLINE Vec sqrt(Vec a) { return vsqrtq_f32(a); }
 #elif defined(__SSE2__)
 FLEXMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 FLEXMOE_INLINE Vec max(Vec a, Vec b) { return _mm_max_ps(a, b); }
-FLEXMOE_INLINE Vec min(Vec a, Vec b) { return _mm_min_ps(a, b); }
 FLEXMOE_INLINE Vec sqrt(Vec a) { return _mm_sqrt_ps(a); }
 #else
 FLEXMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 FLEXMOE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-FLEXMOE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 FLEXMOE_INLINE Vec sqrt(Vec a) {
   return Vec{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
              __builtin_sqrtf(a[3])};
@@ -136,11 +131,10 @@ FLEXMOE_INLINE void store_partial(float* p, int64_t n, Vec v) {
 #endif
 
 // load_partial: the first n <= kWidth floats, zeros after them. store_partial: only the first n.
-// max, min: where either is NaN, b on x86 and NaN on ARM.
+// max: where either is NaN, b on x86 and NaN on ARM.
 // where_positive(y, x): x where y > 0, else 0 (also where y is NaN).
 
 // max(x, 0), and NaN stays NaN.
 FLEXMOE_INLINE Vec rectify(Vec x) { return max(zeros(), x); }
-FLEXMOE_INLINE float rectify(float x) { return x < 0.0f ? 0.0f : x; }
 
 }  // namespace flexmoe::FLEXMOE_ISA

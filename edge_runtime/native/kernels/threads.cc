@@ -1,5 +1,7 @@
 #include "threads.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -40,6 +42,9 @@ class Threads::Pool {
   }
 
   ~Pool() { stop(); }
+
+  // Whether this process started the threads: a child of fork() has none of them.
+  bool own() const { return getpid() == process_; }
 
   void share(int64_t items, Run run, void* argument) {
     items_ = items;
@@ -99,6 +104,7 @@ class Threads::Pool {
     for (std::thread& thread : threads_) thread.join();
   }
 
+  const pid_t process_ = getpid();
   std::mutex mutex_;
   std::condition_variable start_, done_;
   std::atomic<uint64_t> round_{0};
@@ -111,14 +117,17 @@ class Threads::Pool {
   std::vector<std::thread> threads_;
 };
 
-Threads::Threads(int count) : count_(count > 1 ? count : 1) {
-  if (count_ > 1) pool_ = std::make_unique<Pool>(count_ - 1);
+Threads::Threads(int count, bool started) : count_(count > 1 ? count : 1) {
+  if (started && count_ > 1) pool_ = std::make_unique<Pool>(count_ - 1);
 }
 
-Threads::~Threads() = default;
+Threads::~Threads() {
+  // There is nobody to join, and what they slept on cannot be destroyed.
+  if (pool_ && !pool_->own()) static_cast<void>(pool_.release());
+}
 
 void Threads::share(int64_t items, Run run, void* argument) {
-  if (pool_ && items > 1) {
+  if (items > 1 && pool_ && pool_->own()) {
     pool_->share(items, run, argument);
     return;
   }

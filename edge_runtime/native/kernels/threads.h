@@ -6,9 +6,15 @@
 
 namespace flexmoe {
 
+// Far more than a step can use. Python's: edge_runtime.trainers.MAX_THREADS.
+constexpr int kMaxThreads = 256;
+
 class Threads {
  public:
-  explicit Threads(int count);
+  // std::system_error where the machine starts no more threads. Not `started`: `count` is only
+  // what kernels reckon with, and loops stay with their caller.
+  explicit Threads(int count, bool started = true);
+  // In a child of fork(), which has none of the threads, they are left alone.
   ~Threads();
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;

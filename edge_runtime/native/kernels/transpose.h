@@ -42,12 +42,12 @@ FLEXMOE_INLINE Vec high_pairs(Vec a, Vec b) {
 }
 #undef FLEXMOE_LANES
 
-struct Block {
+struct Square {
   Vec v[kWidth];
 };
 
-FLEXMOE_INLINE void transpose_block(Block& block) {
-  Vec* v = block.v;
+FLEXMOE_INLINE void transpose_square(Square& square) {
+  Vec* v = square.v;
   // 4x4 within the 128-bit lanes.
 #pragma GCC unroll 4
   for (int g = 0; g < kWidth; g += 4) {
@@ -89,24 +89,24 @@ FLEXMOE_INLINE void transpose(int64_t rows, int64_t columns, int64_t padded_rows
     for (int64_t i = 0; i < padded_rows; i += kWidth) {
       const int64_t height = max_of(0, min_of(kWidth, rows - i));
       const int64_t lanes = min_of(kWidth, padded_rows - i);
-      Block block;
+      Square square;
       if (height == kWidth && width == kWidth) {
 #pragma GCC unroll 16
-        for (int r = 0; r < kWidth; ++r) block.v[r] = load(from(i + r) + j);
+        for (int r = 0; r < kWidth; ++r) square.v[r] = load(from(i + r) + j);
       } else {
 #pragma GCC unroll 16
         for (int r = 0; r < kWidth; ++r) {
-          block.v[r] = r < height ? load_partial(from(i + r) + j, width) : zeros();
+          square.v[r] = r < height ? load_partial(from(i + r) + j, width) : zeros();
         }
       }
-      transpose_block(block);
+      transpose_square(square);
       if (lanes == kWidth && width == kWidth) {
 #pragma GCC unroll 16
-        for (int r = 0; r < kWidth; ++r) store(to(j + r) + i, block.v[r]);
+        for (int r = 0; r < kWidth; ++r) store(to(j + r) + i, square.v[r]);
       } else {
 #pragma GCC unroll 16
         for (int r = 0; r < kWidth; ++r) {
-          if (r < width) store_partial(to(j + r) + i, lanes, block.v[r]);
+          if (r < width) store_partial(to(j + r) + i, lanes, square.v[r]);
         }
       }
     }

@@ -1,13 +1,15 @@
-#include "arguments.h"
+#include "operators/arguments.h"
 
 #include <executorch/runtime/core/evalue.h>
 #include <executorch/runtime/platform/log.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
-namespace flexmoe {
+#include "align.h"
 
+namespace flexmoe {
 namespace {
 
 using executorch::aten::ScalarType;
@@ -27,7 +29,7 @@ constexpr ScalarType scalar_type<int64_t>() {
 
 constexpr int kMaxRank = 16;  // of a tensor, to ExecuTorch
 
-bool same_sizes(const View<const float>& a, const View<const float>& b) {
+bool same_sizes(const TensorView<const float>& a, const TensorView<const float>& b) {
   return a.rank == b.rank && std::equal(a.sizes, a.sizes + a.rank, b.sizes);
 }
 
@@ -64,7 +66,7 @@ EValue* Arguments::next() {
 }
 
 template <class T>
-View<T> Arguments::view(EValue* value, int rank) {
+TensorView<T> Arguments::view(EValue* value, int rank) {
   using Element = std::remove_const_t<T>;
   if (value == nullptr || !require(value->isTensor(), "expected a tensor")) return {};
   const Tensor& tensor = value->toTensor();
@@ -78,15 +80,15 @@ View<T> Arguments::view(EValue* value, int rank) {
   return {data, sizes.data(), static_cast<int>(sizes.size())};
 }
 
-View<const float> Arguments::floats(int rank) { return view<const float>(next(), rank); }
+TensorView<const float> Arguments::floats(int rank) { return view<const float>(next(), rank); }
 
-View<const float> Arguments::optional_floats(int rank) {
+TensorView<const float> Arguments::optional_floats(int rank) {
   EValue* value = next();
   if (value == nullptr || value->isNone()) return {};
   return view<const float>(value, rank);
 }
 
-View<const int64_t> Arguments::longs(int rank) { return view<const int64_t>(next(), rank); }
+TensorView<const int64_t> Arguments::longs(int rank) { return view<const int64_t>(next(), rank); }
 
 FloatList Arguments::float_list() {
   EValue* value = next();
@@ -96,7 +98,7 @@ FloatList Arguments::float_list() {
   require(list.count >= 1, "expected at least one tensor");
   for (size_t i = 0; i < list.count && !failed_; ++i) {
     EValue element(tensors[i]);
-    const View<const float> each = view<const float>(&element, kAnyRank);
+    const TensorView<const float> each = view<const float>(&element, kAnyRank);
     if (i == 0) list.first = each;
     if (!failed_) require(same_sizes(list.first, each), "expected equal shapes");
   }
@@ -136,7 +138,7 @@ void Arguments::read_integers(int64_t* numbers, size_t count, int64_t low, int64
 
 template <class T>
 T* Arguments::output_of(const int64_t* sizes, size_t rank) {
-  const View<T> out = view<T>(next(), static_cast<int>(rank));
+  const TensorView<T> out = view<T>(next(), static_cast<int>(rank));
   if (failed_) return nullptr;
   for (size_t i = 0; i < rank; ++i) {
     if (!require(out.sizes[i] == sizes[i], "an output of another shape")) return nullptr;
@@ -148,7 +150,7 @@ float* Arguments::output(std::initializer_list<int64_t> sizes) {
   return output_of<float>(sizes.begin(), sizes.size());
 }
 
-float* Arguments::output_like(const View<const float>& other) {
+float* Arguments::output_like(const TensorView<const float>& other) {
   std::array<int64_t, kMaxRank> sizes{};
   if (failed_) return nullptr;
   std::copy_n(other.sizes, other.rank, sizes.begin());
@@ -166,12 +168,12 @@ int64_t* Arguments::long_output(std::initializer_list<int64_t> sizes) {
   return output_of<int64_t>(sizes.begin(), sizes.size());
 }
 
-void Call::check(bool done) {
+void KernelCall::check(bool done) {
   if (!done) context_.fail(Error::MemoryAllocationFailed);
 }
 
-void* Call::Scratch::take(size_t bytes) {
-  auto memory = context_.allocate_temp(bytes, 64);
+void* KernelCall::Scratch::take(size_t bytes) {
+  auto memory = context_.allocate_temp(bytes, kAlignment);
   return memory.ok() ? *memory : nullptr;
 }
 

@@ -7,11 +7,10 @@
 #include <executorch/runtime/core/span.h>
 #include <executorch/runtime/kernel/kernel_runtime_context.h>
 
-#include <array>
 #include <cstdint>
 #include <initializer_list>
 
-#include "../engine.h"
+#include "runtime/engine.h"
 
 namespace flexmoe {
 
@@ -21,7 +20,7 @@ using Stack = executorch::runtime::Span<EValue*>;
 
 // A contiguous tensor with at least one element; `data` is null if it was optional and not given.
 template <class T>
-struct View {
+struct TensorView {
   T* data = nullptr;
   const int32_t* sizes = nullptr;
   int rank = 0;
@@ -41,7 +40,7 @@ constexpr int kAnyRank = -1;
 
 // Tensors of one shape, at least one.
 struct FloatList {
-  View<const float> first;
+  TensorView<const float> first;
   const executorch::aten::Tensor* tensors = nullptr;
   size_t count = 0;
 
@@ -53,9 +52,9 @@ class Arguments {
   Arguments(const char* name, KernelRuntimeContext& context, Stack stack)
       : name_(name), context_(context), stack_(stack) {}
 
-  View<const float> floats(int rank);
-  View<const float> optional_floats(int rank);
-  View<const int64_t> longs(int rank);
+  TensorView<const float> floats(int rank);
+  TensorView<const float> optional_floats(int rank);
+  TensorView<const int64_t> longs(int rank);
   FloatList float_list();
 
   bool boolean();
@@ -63,15 +62,13 @@ class Arguments {
   double real();
   // A list of exactly `N` numbers from `low` to `high`.
   template <size_t N>
-  std::array<int64_t, N> integers(int64_t low, int64_t high) {
-    std::array<int64_t, N> numbers{};
-    read_integers(numbers.data(), N, low, high);
-    return numbers;
+  void integers(int64_t (&numbers)[N], int64_t low, int64_t high) {
+    read_integers(numbers, N, low, high);
   }
 
   // The memory of an output that must have exactly these sizes.
   float* output(std::initializer_list<int64_t> sizes);
-  float* output_like(const View<const float>& other);
+  float* output_like(const TensorView<const float>& other);
   float* output_stacked(const FloatList& list);
   int64_t* long_output(std::initializer_list<int64_t> sizes);
 
@@ -83,7 +80,7 @@ class Arguments {
  private:
   EValue* next();
   template <class T>
-  View<T> view(EValue* value, int rank);
+  TensorView<T> view(EValue* value, int rank);
   template <class T>
   T* output_of(const int64_t* sizes, size_t rank);
   void read_integers(int64_t* numbers, size_t count, int64_t low, int64_t high);
@@ -95,10 +92,11 @@ class Arguments {
   bool failed_ = false;
 };
 
-// Runs a kernel: `Call(engine)` has what it takes. Scratch is the runtime's temporary memory.
-class Call {
+// Runs a kernel: `KernelCall(context)` has what it takes. Its scratch is the runtime's temporary
+// memory.
+class KernelCall {
  public:
-  explicit Call(KernelRuntimeContext& context)
+  explicit KernelCall(KernelRuntimeContext& context)
       : engine_(*current_engine()),
         scratch_(context),
         context_(context),

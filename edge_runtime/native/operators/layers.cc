@@ -1,19 +1,19 @@
 #include <cstring>
 
-#include "operators.h"
+#include "operators/operators.h"
 
 namespace flexmoe::operators {
 namespace {
 
 // x [N,C,...] in `groups` groups of channels; fails the call if it does not divide.
-GroupNorm make_group_norm(Arguments& arguments, const View<const float>& x, int64_t groups) {
+GroupNorm make_group_norm(Arguments& arguments, const TensorView<const float>& x, int64_t groups) {
   if (!arguments.require(x.rank >= 2 && x[1] % groups == 0, "channels do not divide into groups")) {
     return {};
   }
   return {x[0], x[1], x.count_from(2), groups, 0.0f, false};
 }
 
-bool same_shape(const View<const float>& a, const View<const float>& b) {
+bool same_shape(const TensorView<const float>& a, const TensorView<const float>& b) {
   return a.rank == b.rank && std::memcmp(a.sizes, b.sizes, sizeof(*a.sizes) * a.rank) == 0;
 }
 
@@ -37,7 +37,7 @@ void group_norm(KernelRuntimeContext& context, Stack stack) {
   float* mean = arguments.output({norm.batch, groups});
   float* rstd = arguments.output({norm.batch, groups});
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call->group_norm(call, norm, x.data, weight.data, bias.data, y, mean, rstd);
 }
 
@@ -62,7 +62,7 @@ void group_norm_backward(KernelRuntimeContext& context, Stack stack) {
   float* dweight = arguments.output({norm.channels});
   float* dbias = arguments.output({norm.channels});
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call.check(call->group_norm_backward(call, norm, dy.data, x.data, mean.data, rstd.data,
                                        weight.data, y.data, dx, dweight, dbias));
 }
@@ -72,7 +72,7 @@ void relu(KernelRuntimeContext& context, Stack stack) {
   const auto x = arguments.floats(kAnyRank);
   float* y = arguments.output_like(x);
   if (!arguments.ready()) return;
-  Call(context)->relu(x.count(), x.data, y);
+  KernelCall(context)->relu(x.count(), x.data, y);
 }
 
 void relu_backward(KernelRuntimeContext& context, Stack stack) {
@@ -83,7 +83,7 @@ void relu_backward(KernelRuntimeContext& context, Stack stack) {
   arguments.require(same_shape(dy, y), "the shapes differ");
   float* dx = arguments.output_like(y);
   if (!arguments.ready()) return;
-  Call(context)->relu_backward(y.count(), dy.data, y.data, dx);
+  KernelCall(context)->relu_backward(y.count(), dy.data, y.data, dx);
 }
 
 void add(KernelRuntimeContext& context, Stack stack) {
@@ -94,7 +94,7 @@ void add(KernelRuntimeContext& context, Stack stack) {
   arguments.require(same_shape(a, b), "the shapes differ");
   float* sum = arguments.output_like(a);
   if (!arguments.ready()) return;
-  Call(context)->add(a.count(), a.data, b.data, sum);
+  KernelCall(context)->add(a.count(), a.data, b.data, sum);
 }
 
 // Both copy whole tensors, which needs no kernel.
@@ -115,7 +115,7 @@ void select(KernelRuntimeContext& context, Stack values) {
   const int64_t index = arguments.integer(0, INT32_MAX);
   if (!arguments.ready()) return;
   if (!arguments.require(x.rank >= 1 && index < x[0], "the index is out of range")) return;
-  const View<const float> part{x.data + index * x.count_from(1), x.sizes + 1, x.rank - 1};
+  const TensorView<const float> part{x.data + index * x.count_from(1), x.sizes + 1, x.rank - 1};
   float* out = arguments.output_like(part);
   if (!arguments.ready()) return;
   std::memcpy(out, part.data, sizeof(float) * size_t(part.count()));

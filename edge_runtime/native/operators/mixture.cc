@@ -1,16 +1,16 @@
-#include "operators.h"
+#include "operators/operators.h"
 
 namespace flexmoe::operators {
 namespace {
 
 struct Inputs {
-  View<const float> scores, outputs;
-  View<const int64_t> y, experts;
-  View<const float> weight;
+  TensorView<const float> scores, outputs;
+  TensorView<const int64_t> y, experts;
+  TensorView<const float> weight;
   Mixture mixture{};
 };
 
-bool all_below(const View<const int64_t>& numbers, int64_t limit) {
+bool all_below(const TensorView<const int64_t>& numbers, int64_t limit) {
   for (int64_t i = 0; i < numbers.count(); ++i) {
     if (numbers.data[i] < 0 || numbers.data[i] >= limit) return false;
   }
@@ -37,7 +37,7 @@ void run(KernelRuntimeContext& context, Arguments& arguments, bool gradients) {
   float* dscores = gradients ? arguments.output_like(in.scores) : nullptr;
   float* doutputs = gradients ? arguments.output_like(in.outputs) : nullptr;
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call.check(call->mixture_cross_entropy(call, in.mixture, in.scores.data, in.outputs.data,
                                          in.y.data, in.experts.data, in.weight.data, loss, stats,
                                          dscores, doutputs));

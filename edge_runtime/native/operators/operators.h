@@ -1,7 +1,7 @@
 // The operators' boxed kernels, by file. Each checks its arguments and fails the call otherwise.
 #pragma once
 
-#include "arguments.h"
+#include "operators/arguments.h"
 
 namespace flexmoe::operators {
 

@@ -1,58 +1,33 @@
-#include "operators.h"
+#include "kernels/geometry.h"
+#include "operators/operators.h"
 
 namespace flexmoe::operators {
 namespace {
 
-constexpr int64_t kMaxStep = 1024;  // of a stride, padding or dilation
-
-struct Window {
-  std::array<int64_t, 2> stride, padding, dilation;
+struct Steps {
+  Window window;
   int64_t groups;
 };
 
-Window read_window(Arguments& arguments) {
-  Window window;
-  window.stride = arguments.integers<2>(1, kMaxStep);
-  window.padding = arguments.integers<2>(0, kMaxStep);
-  window.dilation = arguments.integers<2>(1, kMaxStep);
-  window.groups = arguments.integer(1, INT32_MAX);
-  return window;
+Steps read_steps(Arguments& arguments) {
+  Steps steps{};
+  arguments.integers(steps.window.stride, 1, kMaxStep);
+  arguments.integers(steps.window.padding, 0, kMaxStep);
+  arguments.integers(steps.window.dilation, 1, kMaxStep);
+  steps.groups = arguments.integer(1, INT32_MAX);
+  return steps;
 }
 
 // The whole geometry of x [N,C,H,W] * weight [O,C/groups,KH,KW]; fails the call if it is none.
-Conv2d make_conv2d(Arguments& arguments, const int64_t (&x)[4], const int64_t (&weight)[4],
-                   const Window& window) {
+Conv2d read_conv2d(Arguments& arguments, const int64_t (&x)[4], const int64_t (&weight)[4],
+                   const Steps& steps) {
   Conv2d conv{};
-  arguments.require(x[1] % window.groups == 0 && weight[0] % window.groups == 0 &&
-                        weight[1] == x[1] / window.groups,
-                    "channels, weight and groups do not fit");
-  int64_t out[2];
-  for (int i = 0; i < 2; ++i) {
-    const int64_t room =
-        x[2 + i] + 2 * window.padding[i] - window.dilation[i] * (weight[2 + i] - 1) - 1;
-    arguments.require(room >= 0, "the kernel is larger than the image");
-    out[i] = room / window.stride[i] + 1;
-  }
-  conv.batch = x[0];
-  conv.in_channels = x[1];
-  conv.height = x[2];
-  conv.width = x[3];
-  conv.out_channels = weight[0];
-  conv.kernel_h = weight[2];
-  conv.kernel_w = weight[3];
-  conv.stride_h = window.stride[0];
-  conv.stride_w = window.stride[1];
-  conv.padding_h = window.padding[0];
-  conv.padding_w = window.padding[1];
-  conv.dilation_h = window.dilation[0];
-  conv.dilation_w = window.dilation[1];
-  conv.groups = window.groups;
-  conv.out_h = out[0];
-  conv.out_w = out[1];
+  const char* reason = make_conv2d(x, weight, steps.window, steps.groups, &conv);
+  arguments.require(reason == nullptr, reason);
   return conv;
 }
 
-bool is_output(const View<const float>& dy, const Conv2d& conv) {
+bool is_output(const TensorView<const float>& dy, const Conv2d& conv) {
   return dy[0] == conv.batch && dy[1] == conv.out_channels && dy[2] == conv.out_h &&
          dy[3] == conv.out_w;
 }
@@ -74,7 +49,7 @@ void gemm(KernelRuntimeContext& context, Stack stack) {
   arguments.require(!bias || bias[0] == gemm.n, "the bias does not fit");
   float* c = arguments.output({gemm.m, gemm.n});
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call.check(call->gemm(call, gemm, a.data, b.data, bias.data, c));
 }
 
@@ -84,7 +59,7 @@ void sum_rows(KernelRuntimeContext& context, Stack stack) {
   if (!arguments.ready()) return;
   float* sums = arguments.output({x[1]});
   if (!arguments.ready()) return;
-  Call(context)->sum_rows(x[0], x[1], x.data, sums);
+  KernelCall(context)->sum_rows(x[0], x[1], x.data, sums);
 }
 
 void conv2d(KernelRuntimeContext& context, Stack stack) {
@@ -92,16 +67,16 @@ void conv2d(KernelRuntimeContext& context, Stack stack) {
   const auto x = arguments.floats(4);
   const auto weight = arguments.floats(4);
   const auto bias = arguments.optional_floats(1);
-  const Window window = read_window(arguments);
+  const Steps steps = read_steps(arguments);
   const bool relu = arguments.boolean();
   if (!arguments.ready()) return;
-  Conv2d conv = make_conv2d(arguments, {x[0], x[1], x[2], x[3]},
-                            {weight[0], weight[1], weight[2], weight[3]}, window);
+  Conv2d conv = read_conv2d(arguments, {x[0], x[1], x[2], x[3]},
+                            {weight[0], weight[1], weight[2], weight[3]}, steps);
   conv.relu = relu;
   arguments.require(!bias || bias[0] == conv.out_channels, "the bias does not fit");
   float* y = arguments.output({conv.batch, conv.out_channels, conv.out_h, conv.out_w});
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call.check(call->conv2d(call, conv, x.data, weight.data, bias.data, y));
 }
 
@@ -109,15 +84,16 @@ void conv2d_backward_input(KernelRuntimeContext& context, Stack stack) {
   Arguments arguments("conv2d_backward_input", context, stack);
   const auto dy = arguments.floats(4);
   const auto weight = arguments.floats(4);
-  const auto size = arguments.integers<4>(1, INT32_MAX);
-  const Window window = read_window(arguments);
+  int64_t size[4];
+  arguments.integers(size, 1, INT32_MAX);
+  const Steps steps = read_steps(arguments);
   if (!arguments.ready()) return;
-  const Conv2d conv = make_conv2d(arguments, {size[0], size[1], size[2], size[3]},
-                                  {weight[0], weight[1], weight[2], weight[3]}, window);
+  const Conv2d conv = read_conv2d(arguments, size,
+                                  {weight[0], weight[1], weight[2], weight[3]}, steps);
   arguments.require(is_output(dy, conv), "the gradient does not fit");
   float* dx = arguments.output({size[0], size[1], size[2], size[3]});
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call.check(call->conv2d_backward_input(call, conv, dy.data, weight.data, dx));
 }
 
@@ -125,15 +101,15 @@ void conv2d_backward_weight(KernelRuntimeContext& context, Stack stack) {
   Arguments arguments("conv2d_backward_weight", context, stack);
   const auto dy = arguments.floats(4);
   const auto x = arguments.floats(4);
-  const auto size = arguments.integers<4>(1, INT32_MAX);
-  const Window window = read_window(arguments);
+  int64_t size[4];
+  arguments.integers(size, 1, INT32_MAX);
+  const Steps steps = read_steps(arguments);
   if (!arguments.ready()) return;
-  const Conv2d conv = make_conv2d(arguments, {x[0], x[1], x[2], x[3]},
-                                  {size[0], size[1], size[2], size[3]}, window);
+  const Conv2d conv = read_conv2d(arguments, {x[0], x[1], x[2], x[3]}, size, steps);
   arguments.require(is_output(dy, conv), "the gradient does not fit");
   float* dweight = arguments.output({size[0], size[1], size[2], size[3]});
   if (!arguments.ready()) return;
-  Call call(context);
+  KernelCall call(context);
   call.check(call->conv2d_backward_weight(call, conv, dy.data, x.data, dweight));
 }
 
@@ -143,7 +119,7 @@ void sum_channels(KernelRuntimeContext& context, Stack stack) {
   if (!arguments.ready()) return;
   float* sums = arguments.output({x[1]});
   if (!arguments.ready()) return;
-  Call(context)->sum_channels(x[0], x[1], x[2] * x[3], x.data, sums);
+  KernelCall(context)->sum_channels(x[0], x[1], x[2] * x[3], x.data, sums);
 }
 
 }  // namespace flexmoe::operators

@@ -1,6 +1,6 @@
-#include "table.h"
+#include "operators/table.h"
 
-#include "operators.h"
+#include "operators/operators.h"
 
 namespace flexmoe {
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from broker_server.experiment import Experiment
 from broker_server.roster import KERNELS
@@ -43,7 +44,7 @@ class Artifacts:
         train = self._experiment.train
         return training_memory_bytes(
             *(self._program(k, kernels, role) for role in ROLES),
-            moments=2 if train.optimizer == "adamw" else 1,
+            moments=2 if train.optimizer == "adamw" else int(train.momentum > 0),
             micro_batches=train.micro_batch not in (0, train.batch),
         )
 
@@ -51,10 +52,14 @@ class Artifacts:
         self,
         state: State,
         number: int,
+        attempt: int,
         experts: Mapping[str, list[int]],
         kernels: Mapping[str, str],
     ) -> Work:
-        """Round `number`'s work for each client: its `experts`, ascending, and its `kernels`."""
+        """The work of an attempt at round `number`, by client.
+
+        For each its `experts`, ascending, and its `kernels`.
+        """
         blobs: dict[bytes, bytes] = {}
 
         def offer(kind: str, data: bytes) -> BlobRef:
@@ -77,6 +82,7 @@ class Artifacts:
             client: Assign(
                 session=state.session,
                 round=number,
+                attempt=attempt,
                 experts=chosen,
                 training_program=programs[kinds[client]][0],
                 evaluation_program=programs[kinds[client]][1],
@@ -86,14 +92,7 @@ class Artifacts:
                 local_gate=self._experiment.gate.mode == "local",
                 epochs=train.epochs,
                 batch=train.batch,
-                optimizer=train.optimizer,
-                learning_rate=train.learning_rate * train.learning_rate_decay ** (number - 1),
-                momentum=train.momentum,
-                weight_decay=train.weight_decay,
-                beta1=train.beta1,
-                beta2=train.beta2,
-                epsilon=train.epsilon,
-                clip_norm=train.clip_norm,
+                **asdict(train.rates(number)),
                 seed=derive_seed(self._experiment.seed, number, client),
             )
             for client, chosen in experts.items()

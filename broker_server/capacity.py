@@ -6,10 +6,14 @@ network. Memory binds here; the other two only through the number that the exper
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_runtime.errors import ConfigError, FleetError
+from edge_runtime.trainer import in_mib
+
+_CLEARLY_MORE = 1.25
 
 
 @dataclass(frozen=True)
@@ -22,15 +26,24 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Cap:
-    """A device could train no more than `k` experts; 0: not even one.
+    """Training `k` experts was too much for a device.
 
-    One more needed `needed_bytes`, by its own account, when it had said to have
-    `memory_available_bytes`.
+    It needed `needed_bytes` by the device's own account, when the device had said to have
+    `memory_available_bytes`, and to train with `trainer`.
     """
 
     k: int
     needed_bytes: int
     memory_available_bytes: int
+    trainer: str
+
+    def forbids(self, memory_available_bytes: int) -> bool:
+        """Whether `k` experts stay too many where what they need seems to be there.
+
+        What a device says to have is what was free when it started: it differs a little each time.
+        """
+        unforeseen = self.needed_bytes <= self.memory_available_bytes
+        return unforeseen and memory_available_bytes < _CLEARLY_MORE * self.memory_available_bytes
 
 
 def experts_that_fit(
@@ -38,27 +51,43 @@ def experts_that_fit(
     memory_available_bytes: int,
     need_bytes: Callable[[int], int],
     cap: Cap | None = None,
+    least_k: int = 1,
 ) -> Capacity:
-    """The most experts, up to `asked_k`, whose training fits a device's memory.
+    """The most experts, from `least_k` up to `asked_k`, whose training fits a device's memory.
 
     need_bytes(k): what training with k experts needs, all in all; it does not fall as k grows.
-    cap: what the device found out; it is void once the device says to have more memory than then.
-    Raises `FleetError` if not even one expert fits, `ConfigError` if none is asked for.
+    cap: what the device found out; `need_bytes` is scaled to what it needed. It is given `least_k`
+    at least as long as that was not tried: an estimate alone does not shut it out.
+    Raises `FleetError` if not even `least_k` fit, `ConfigError` if none is asked for.
     """
     if asked_k < 1:
         raise ConfigError(f"k: a device holds 1 expert or more, not {asked_k}")
-    most = asked_k
-    if cap is not None and memory_available_bytes <= cap.memory_available_bytes:
-        most = min(asked_k, cap.k)
-        if most == 0:
-            raise FleetError(
-                f"training one expert needs {cap.needed_bytes} bytes of memory, more than the "
-                "device may use; give it more, or choose a smaller train.micro_batch or model"
-            )
-    for k in range(most, 0, -1):
-        if need_bytes(k) <= memory_available_bytes:
-            return Capacity(k, "asked" if k == asked_k else "memory")
-    raise FleetError(
-        f"training one expert needs {need_bytes(1)} bytes of memory, and the device has "
-        f"{memory_available_bytes}; free some, or choose a smaller train.micro_batch or model"
-    )
+    most, found, reckoned = asked_k, 1, 1
+    if cap is not None:
+        reckoned = max(1, need_bytes(cap.k))
+        found = max(reckoned, cap.needed_bytes)
+        if cap.forbids(memory_available_bytes):
+            most = min(asked_k, cap.k - 1)
+
+    def scaled(k: int) -> int:
+        return -(-need_bytes(k) * found // reckoned)
+
+    what = "1 expert" if least_k == 1 else f"all {least_k} experts"
+    advice = "free some, or choose a smaller train.micro_batch or model"
+    if most < least_k:
+        needed = in_mib(scaled(least_k))
+        raise FleetError(f"it ran out of memory with {what}, which needs {needed}; {advice}")
+    k = most
+    if scaled(most) > memory_available_bytes:
+        # To tell what k needs may take an export: few are asked for.
+        smaller = range(least_k, most)
+        k = least_k - 1 + bisect_right(smaller, memory_available_bytes, key=scaled)
+    untried = cap is not None and least_k < cap.k
+    if k < least_k and untried and need_bytes(least_k) <= memory_available_bytes:
+        k = least_k
+    if k < least_k:
+        raise FleetError(
+            f"training {what} needs {in_mib(scaled(least_k))} of memory, and the device has "
+            f"{in_mib(max(0, memory_available_bytes))}; {advice}"
+        )
+    return Capacity(k, "asked" if k == asked_k else "memory")

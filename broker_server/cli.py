@@ -176,9 +176,10 @@ def programs(
     if unknown:
         raise ConfigError(f"--model {unknown[0]}: expected one of {', '.join(MODELS)}")
     try:
-        print(f"the programs are in {export_programs(directory, model or MODELS, k, batch)}")
+        export_programs(directory, model or MODELS, k, batch)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from None
+    print(f"the programs are in {directory}")
 
 
 _PASSED_ON = {

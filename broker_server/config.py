@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from broker_server.experiment import Experiment, Section
+from broker_server.experiment import Experiment
+from broker_server.field_types import Section
 from edge_runtime.errors import ConfigError
 
 if sys.version_info >= (3, 11):

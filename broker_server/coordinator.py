@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,8 @@ from broker_server import fitness, load
 from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import AssignmentPolicy, Problem
-from broker_server.capacity import Cap, Capacity, experts_that_fit
+from broker_server.capacities import begun_again, capacities_of, found_caps
+from broker_server.capacity import Cap
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
@@ -51,20 +51,33 @@ class Federation:
     incidents: Callable[[], list[str]] = list
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A try at a round, and what there is to tell of those before it."""
+
+    number: int
+    began_s: float  # the first one
+    events: tuple[str, ...] = ()
+
+
 class FewerExperts(Exception):
     """Too few devices answered, since some had too little memory: try again with these caps."""
 
-    def __init__(self, caps: Mapping[str, Cap]) -> None:
+    def __init__(self, caps: Mapping[str, Cap], attempt: Attempt) -> None:
         super().__init__("some devices must be given fewer experts")
         self.caps = caps
+        self.attempt = attempt  # the next one
 
 
-def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]:
+def run_round(
+    state: State, federation: Federation, attempt: Attempt | None = None
+) -> tuple[State, RoundRecord]:
     """One round. Raises `FleetError` if too few devices are there to begin, or answer.
 
-    `FewerExperts` if the round should begin again with fewer experts for some.
+    `FewerExperts` if the round should begin again, as the attempt that it carries, with fewer
+    experts for some.
     """
-    began_s = time.monotonic()
+    attempt = attempt or Attempt(1, time.monotonic())
     number = state.round + 1
     experiment = federation.experiment
 
@@ -73,7 +86,9 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
 
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
     places = (*state.places, *(client for client in present if client not in state.places))
-    capacities, events = capacities_of(present, places, state.caps, federation)
+    capacities, events = capacities_of(
+        present, places, state.caps, experiment, federation.roster, federation.artifacts
+    )
     clients = list(capacities)
     capacity = np.array([held.k for held in capacities.values()])
     sizes = {client: federation.roster[client].hello.samples for client in clients}
@@ -89,16 +104,17 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
     # 4. Push, 5. train, 6. collect: devices fetch what they lack, and report.
     experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
     kernels = {client: federation.roster[client].kernels for client in clients}
-    memory = {c: federation.roster[c].hello.memory_available_bytes for c in clients}
-    work = federation.artifacts.make_work(state, number, experts, kernels)
+    hellos = {client: federation.roster[client].hello for client in clients}
+    work = federation.artifacts.make_work(state, number, attempt.number, experts, kernels)
     answers = federation.exchange.run(work, experiment.round.deadline_s, experiment.round.rejoin_s)
     reports = {c: a.report for c, a in answers.items() if a.report is not None}
-    found = found_caps(answers, experts, memory)
+    found = found_caps(answers, experts, hellos)
     caps = {**state.caps, **found}
-    need = quorum(experiment, len(clients))
+    need = experiment.round.quorum_of(len(clients))
     if len(reports) < need:
         if found:
-            raise FewerExperts(caps)
+            again = (*attempt.events, *missing(answers), begun_again(number, found))
+            raise FewerExperts(caps, Attempt(attempt.number + 1, attempt.began_s, again))
         raise FleetError(
             f"round {number}: {len(reports)} of {len(clients)} devices answered in time, "
             f"round.quorum asks for {need}; {_why(answers)}"
@@ -145,8 +161,8 @@ def run_round(state: State, federation: Federation) -> tuple[State, RoundRecord]
         answers,
         federation.evaluation.accuracy(state.model),
         federation.traffic.cut(),
-        [*events, *federation.incidents()],
-        time.monotonic() - began_s,
+        [*attempt.events, *missing(answers), *events, *federation.incidents()],
+        time.monotonic() - attempt.began_s,
     )
     return state, record
 
@@ -158,12 +174,14 @@ def run_rounds(
     finished: Callable[[State, RoundRecord], None],
 ) -> State:
     """Rounds up to number `rounds`; `finished` is told of each, and makes it last."""
+    attempt = None
     while state.round < rounds:
         try:
-            state, record = run_round(state, federation)
+            state, record = run_round(state, federation, attempt)
         except FewerExperts as again:  # ends: each time some device is given fewer
-            state = replace(state, caps=again.caps)
+            state, attempt = replace(state, caps=again.caps), again.attempt
             continue
+        attempt = None
         finished(state, record)
     return state
 
@@ -171,7 +189,7 @@ def run_rounds(
 def present_clients(federation: Federation) -> list[str]:
     """The devices that are there; waits for a quorum where too few are."""
     experiment = federation.experiment
-    need = quorum(experiment, experiment.data.devices)
+    need = experiment.round.quorum_of(experiment.data.devices)
     if len(federation.roster.present) < need:
         federation.exchange.gather(need, experiment.round.join_timeout_s)
     clients = federation.roster.present
@@ -182,73 +200,6 @@ def present_clients(federation: Federation) -> list[str]:
             "lower round.quorum or data.devices"
         )
     return clients
-
-
-def quorum(experiment: Experiment, devices: int) -> int:
-    """How many of `devices` a round needs, at least 1."""
-    return max(1, int(np.ceil(experiment.round.quorum * devices - 1e-9)))
-
-
-def capacities_of(
-    clients: Sequence[str],
-    places: Sequence[str],
-    caps: Mapping[str, Cap],
-    federation: Federation,
-) -> tuple[dict[str, Capacity], list[str]]:
-    """k of each device that can hold an expert, and what to say of the others.
-
-    `FleetError` if they are fewer than a round needs.
-    """
-    experiment = federation.experiment
-    capacities: dict[str, Capacity] = {}
-    events: list[str] = []
-    for client in clients:
-        try:
-            place, cap = places.index(client), caps.get(client)
-            held = capacities[client] = experts_for(client, place, cap, federation)
-        except FleetError as error:
-            events.append(f"{client}: sits out: {error}")
-            continue
-        if held.limit != "asked":
-            what = "1 expert" if held.k == 1 else f"{held.k} experts"
-            events.append(f"{client}: holds {what}, its {held.limit} allows no more")
-    if len(capacities) < quorum(experiment, len(clients)):
-        raise FleetError(
-            f"{len(capacities)} of {len(clients)} devices can hold an expert, round.quorum asks "
-            f"for {quorum(experiment, len(clients))}; {'; '.join(events)[:500]}"
-        )
-    return capacities, events
-
-
-def experts_for(client: str, place: int, cap: Cap | None, federation: Federation) -> Capacity:
-    """k of one device: what the experiment asks for, as far as its memory allows.
-
-    Raises `FleetError` if not even one fits, or not all where the policy gives all.
-    """
-    model, member = federation.experiment.model, federation.roster[client]
-    available = member.hello.memory_available_bytes
-    if federation.experiment.assignment.policy != "full":
-        need = partial(federation.artifacts.memory_bytes, kernels=member.kernels)
-        return experts_that_fit(model.experts_asked(place), available, need, cap)
-    # All or nothing: the device itself finds out.
-    capacity = experts_that_fit(model.experts, available, lambda k: 0, cap)
-    if capacity.k < model.experts:
-        raise FleetError(f"the policy gives it all {model.experts} experts, its memory allows less")
-    return capacity
-
-
-def found_caps(
-    answers: Mapping[str, Answer], experts: Mapping[str, list[int]], memory: Mapping[str, int]
-) -> dict[str, Cap]:
-    """One expert less than they were given, for devices that failed for lack of memory.
-
-    By client: `experts` given, and `memory` in bytes as the device had said.
-    """
-    return {
-        client: Cap(len(experts[client]) - 1, answer.needed_bytes, memory[client])
-        for client, answer in answers.items()
-        if answer.needed_bytes
-    }
 
 
 def scores_of(
@@ -262,6 +213,11 @@ def scores_of(
         if client in state.quality:
             quality[i], trials[i] = state.quality[client], state.trials[client]
     return quality, trials
+
+
+def missing(answers: Mapping[str, Answer]) -> list[str]:
+    """What to say of each device whose answer does not count."""
+    return [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
 
 
 def _why(answers: Mapping[str, Answer]) -> str:

@@ -10,17 +10,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.update import check_report, decode_update
-from broker_server.work import Answer, Work
+from broker_server.work import Answer, Progress, Work
 from edge_runtime.codec import Codec
 from edge_runtime.errors import BrokerError, WireError
 from edge_runtime.mailbox import ServerMailbox, blobs_named_in
 from edge_runtime.messages import (
-    Assign,
     Chunk,
     Failed,
     Fetch,
@@ -32,6 +30,7 @@ from edge_runtime.messages import (
     Rollcall,
     Stop,
     Welcome,
+    same_work,
 )
 from edge_runtime.transfer import Download, serve
 
@@ -41,20 +40,6 @@ POLL_S = 0.25
 ROLLCALL_EVERY_S = 2.0
 MAX_DOWNLOADS = 4
 STALL_S = 10.0
-
-
-@dataclass
-class _Progress:
-    """One device's way through a round."""
-
-    work: Work
-    assign: Assign
-    samples: int
-    report: Report | None = None
-    download: Download | None = None
-    heard_s: float | None = None  # the last chunk, or the begin of waiting for the first
-    gone_at_s: float | None = None
-    answer: Answer | None = None
 
 
 class Exchange:
@@ -79,7 +64,7 @@ class Exchange:
         self._watch = watch
         self._clock = clock
         self._connections = mailbox.link.connections
-        self._progress: dict[str, _Progress] = {}
+        self._progress: dict[str, Progress] = {}
 
     def gather(
         self,
@@ -115,7 +100,7 @@ class Exchange:
         self._spool.clear()
         # A device that returns with other data, or is refused, does not change this round's count.
         self._progress = {
-            client: _Progress(work, assign, self._roster[client].hello.samples)
+            client: Progress(work, assign, self._roster[client].hello.samples)
             for client, assign in work.assigns.items()
         }
         for client, progress in self._progress.items():
@@ -144,7 +129,7 @@ class Exchange:
             for progress in self._progress.values()
         )
 
-    def _close(self, client: str, progress: _Progress) -> Answer:
+    def _close(self, client: str, progress: Progress) -> Answer:
         if progress.answer is not None:
             return progress.answer
         if progress.gone_at_s is not None:
@@ -244,19 +229,20 @@ class Exchange:
         for chunk in serve(fetch, blobs.get, has_room=self._mailbox.link.has_room):
             self._mailbox.send(client, chunk)
 
-    def _current(self, client: str, message: Report | Failed) -> _Progress:
+    def _current(self, client: str, message: Report | Failed) -> Progress:
         """The progress that `message` belongs to; `WireError` if its time is over."""
         progress = self._progress.get(client)
         if progress is None:
             raise WireError("stale", "no work is open for this device")
-        if (message.session, message.round) != (progress.assign.session, progress.assign.round):
-            raise WireError("stale", f"round {message.round} of session {message.session!r}")
+        if not same_work(message, progress.assign):
+            where = f"round {message.round} (attempt {message.attempt})"
+            raise WireError("stale", f"{where} of session {message.session!r}")
         return progress
 
     def _take_report(self, client: str, report: Report) -> None:
         progress = self._current(client, report)
         if progress.answer is not None:
-            self._mailbox.send(client, Received(report.session, report.round))
+            self._mailbox.send(client, Received(report.session, report.round, report.attempt))
             raise WireError("duplicate", f"round {report.round} is closed for this device")
         if progress.report == report:
             raise WireError("duplicate", f"round {report.round} was reported before")
@@ -291,10 +277,10 @@ class Exchange:
         if download.complete:
             self._finish(client, progress, report)
 
-    def _finish(self, client: str, progress: _Progress, report: Report) -> None:
+    def _finish(self, client: str, progress: Progress, report: Report) -> None:
         """All blobs are on disk: accept the update if it makes sense."""
         progress.download = None
-        self._mailbox.send(client, Received(report.session, report.round))
+        self._mailbox.send(client, Received(report.session, report.round, report.attempt))
         blobs = {ref.kind: self._spool.get(client, ref.kind) for ref in report.update}
         size, model = progress.samples, progress.work.model
         try:

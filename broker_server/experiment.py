@@ -7,80 +7,26 @@ fraction is asked. Checks that involve more than one key are in `Experiment`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+import math
+from typing import Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from device_profiles.partition import ALLOWED, parse_scheme
-from edge_runtime.errors import ConfigError
+from broker_server.field_types import (
+    MOST,
+    Address,
+    Dataset,
+    ExpertsPerDevice,
+    FilePath,
+    Name,
+    Partition,
+    Section,
+)
+from broker_server.train_settings import Train
+from device_profiles.partition import parse_scheme
 from edge_runtime.messages import MAX_ITEMS
-
-MOST = 1_000_000  # far beyond any use; catches slips such as a time in a count's place
-
-_HOST_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-
-
-def _text(allowed: str, fits: Callable[[str], bool]) -> AfterValidator:
-    """A validator for texts; `allowed` completes "expected ..."."""
-
-    def check(value: str) -> str:
-        if not fits(value):
-            raise ValueError(allowed)
-        return value
-
-    return AfterValidator(check)
-
-
-def _is_partition(value: str) -> bool:
-    try:
-        parse_scheme(value)
-    except ConfigError:
-        return False
-    return True
-
-
-def _is_address(value: str) -> bool:
-    if value in ("auto", "mosquitto", "amqtt"):
-        return True
-    match = _HOST_PORT.fullmatch(value)
-    return match is not None and 1 <= int(match[2]) <= 65535
-
-
-def _experts_per_device(value: Any) -> int | tuple[int, ...]:
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not items or any(type(item) is not int or item < 1 for item in items):
-        raise ValueError("a whole number >= 1, or a list of such")
-    return tuple(items) if isinstance(value, (list, tuple)) else items[0]
-
-
-Name = Annotated[
-    str,
-    _text("1 to 64 letters, digits, '_', '.' or '-'", lambda value: bool(_NAME.fullmatch(value))),
-]
-FilePath = Annotated[str, _text("a path of printable characters", str.isprintable)]
-Partition = Annotated[str, _text(ALLOWED, _is_partition)]
-Address = Annotated[str, _text("auto, mosquitto, amqtt, or HOST:PORT", _is_address)]
-ExpertsPerDevice = Annotated[int | tuple[int, ...], PlainValidator(_experts_per_device)]
-Dataset = Literal["digits", "har", "cifar", "fashion"]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, strict, no unknown keys, no infinities."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
+from edge_runtime.trainer import misfits
 
 
 class Data(Section):
@@ -127,58 +73,6 @@ class Model(Section):
         if isinstance(self.experts_per_device, int):
             return self.experts_per_device
         return self.experts_per_device[device % len(self.experts_per_device)]
-
-
-class Train(Section):
-    """How a device trains in a round."""
-
-    epochs: int = Field(default=5, ge=1, le=MOST, description="Local epochs a round.")
-    batch: int = Field(default=32, ge=1, le=MOST, description="Samples a step.")
-    micro_batch: int = Field(
-        default=0,
-        ge=0,
-        le=MOST,
-        description="Samples that a device computes at once; their gradients are summed up to the "
-        "step's. Fewer take less memory, the result is the same. A divisor of batch; 0: all.",
-    )
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="SGD with momentum, or AdamW, as in PyTorch."
-    )
-    learning_rate: float = Field(default=0.05, gt=0, description="Step size of the optimizer.")
-    learning_rate_decay: float = Field(
-        default=1.0, gt=0, le=1, description="Factor on the learning rate after each round."
-    )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="L2 penalty of SGD; decoupled weight decay of AdamW."
-    )
-    beta1: float = Field(
-        default=0.9, ge=0, lt=1, description="Decay of AdamW's mean of the gradients."
-    )
-    beta2: float = Field(
-        default=0.999, ge=0, lt=1, description="Decay of AdamW's mean of their squares."
-    )
-    epsilon: float = Field(
-        default=1e-8, gt=0, description="AdamW adds it to the root of the mean square."
-    )
-    clip_norm: float = Field(
-        default=0.0,
-        ge=0,
-        description="Longest gradient, as one vector of all weights; longer ones are scaled down "
-        "to it. 0: as long as they come.",
-    )
-    trainer: Literal["native", "executorch"] = Field(
-        default="native",
-        description="What the devices that `flexmoe run` starts train with: native, our runtime; "
-        "executorch, the stock runtime, which needs PyTorch. Devices elsewhere choose their own.",
-    )
-    threads: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="Threads of each device that `flexmoe run` starts; 0: as many whole cores as "
-        "its cgroup's quota gives, 1 without a quota.",
-    )
 
 
 class Fitness(Section):
@@ -243,6 +137,10 @@ class Round(Section):
     join_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds to wait for the devices to join."
     )
+
+    def quorum_of(self, devices: int) -> int:
+        """How many of `devices` a round needs, at least 1."""
+        return max(1, math.ceil(self.quorum * devices - 1e-9))
 
 
 class Broker(Section):
@@ -336,6 +234,11 @@ class Experiment(Section):
         if self.train.micro_batch and self.train.batch % self.train.micro_batch:
             divides = f"a divisor of train.batch = {self.train.batch}, or 0"
             found.append(("train.micro_batch", divides))
+        rates = misfits(self.train.rates(1))
+        found += [(f"train.{name}", must) for name, must in rates.items()]
+        if not rates and misfits(self.train.rates(self.rounds)):
+            decays = "more: the learning rate becomes 0 in float32 before the last round"
+            found.append(("train.learning_rate_decay", decays))
         if model.name != data.dataset:
             found.append(("model.name", f'"{data.dataset}", the model for that data set'))
         if max(asked if isinstance(asked, tuple) else [asked]) > model.experts:

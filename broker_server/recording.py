@@ -36,7 +36,6 @@ def make_record(
         usage[report.experts] += report.usage
     weights = [sizes[c] for c, a in answers.items() if a.report]
     tested = [r.test_hits / r.test_samples for r in reports if r.test_samples]
-    missing = [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
     return RoundRecord(
         round=state.round,
         global_accuracy=global_accuracy,
@@ -63,7 +62,7 @@ def make_record(
         clients=[_client_round(c, n, experts[c], answers[c], state) for c, n in sizes.items()],
         bytes=traffic.rows,
         drops=traffic.drops,
-        events=[*missing, *events],
+        events=list(events),
         devices=list(devices),
     )
 

@@ -12,7 +12,7 @@ import torch
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import policy
 from broker_server.config import load_experiment, to_toml
-from broker_server.coordinator import Federation, quorum, run_rounds
+from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
@@ -153,13 +153,13 @@ def _gather(federation: Federation, sinks: Sequence[Sink], host: Host) -> None:
     federation.exchange.gather(
         expected, experiment.round.join_timeout_s, joined, host.check_joining
     )
-    count = len(federation.roster.present)
-    if count < quorum(experiment, expected):
+    count, need = len(federation.roster.present), experiment.round.quorum_of(expected)
+    if count < need:
         rejected = [f"{c} was rejected: {why}" for c, why in federation.roster.rejected.items()]
         advice = "start the others, or set data.devices to what there is"
         raise FleetError(
             f"{count} of {expected} devices joined within {experiment.round.join_timeout_s:g} s "
-            f"(round.join_timeout_s), round.quorum asks for {quorum(experiment, expected)}; "
+            f"(round.join_timeout_s), round.quorum asks for {need}; "
             f"{'; '.join(rejected)[:500] or advice}"
         )
 

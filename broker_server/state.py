@@ -26,7 +26,7 @@ class State:
     `quality` and `trials` (rounds in which the pair trained) are [E] by client, `load` is H [E].
     `places` are all clients in the order in which rounds first saw them, within a round by name: a
     list of capacities in the experiment is dealt out in this order. `caps` are of the clients whose
-    memory turned out to hold fewer experts than they were given.
+    memory did not hold what they were given.
     """
 
     session: str

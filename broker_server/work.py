@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from broker_server.record import Status
 from edge_runtime.messages import Assign, Report
 from edge_runtime.parts import ModelParts
+from edge_runtime.transfer import Download
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,17 @@ class Answer:
     detail: str = ""
     report: Report | None = None
     needed_bytes: int = 0
+
+
+@dataclass
+class Progress:
+    """One device's way through a round; times are the exchange's clock's."""
+
+    work: Work
+    assign: Assign
+    samples: int
+    report: Report | None = None
+    download: Download | None = None
+    heard_s: float | None = None  # the last chunk, or the begin of waiting for the first
+    gone_at_s: float | None = None
+    answer: Answer | None = None

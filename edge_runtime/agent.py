@@ -7,16 +7,14 @@ network; between two training steps the agent looks into the inbox and answers w
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_runtime import __version__
 from edge_runtime.blob import BlobShelf
-from edge_runtime.cgroup import usable_cores
 from edge_runtime.codec import Codec
 from edge_runtime.errors import FlexmoeError, ProgramError, WireError
+from edge_runtime.greeting import Greeting, Refused
 from edge_runtime.local_gate import LocalGate
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import (
@@ -25,7 +23,6 @@ from edge_runtime.messages import (
     Failed,
     Fetch,
     Gone,
-    Hello,
     Message,
     Received,
     Reject,
@@ -33,26 +30,22 @@ from edge_runtime.messages import (
     Rollcall,
     Stop,
     Welcome,
+    same_work,
 )
 from edge_runtime.shard import Shard
-from edge_runtime.telemetry import Telemetry, memory_available_bytes
-from edge_runtime.trainer import Trainer
+from edge_runtime.telemetry import Telemetry
+from edge_runtime.trainer import Trainer, in_mib
 from edge_runtime.transfer import Download, serve
 from edge_runtime.work import TooLarge, check_work, references
 from edge_runtime.workbench import Workbench
 
 log = logging.getLogger("flexmoe.device")
 
-HELLO_EVERY_S = 3.0
 POLL_S = 0.5
 
 
 class Stopped(Exception):
     """The server ended the run; the reason is the message."""
-
-
-class Refused(FlexmoeError):
-    """This device cannot take part at all."""
 
 
 class Superseded(Exception):
@@ -97,23 +90,17 @@ class Agent:
         """`memory_limit_bytes`: what training may use; None: what is free when it begins."""
         local_gate = local_gate or LocalGate()
         self._mailbox = mailbox
-        self._shard = shard
-        self._trainer = trainer
         self._shelf = shelf
         self._local_gate = local_gate
         self._workbench = Workbench(
             trainer, shard, codec, shelf, local_gate, memory_limit_bytes, clock
         )
+        self._greeting = Greeting(mailbox, shard, trainer.name, memory_limit_bytes, clock)
         self._clock = clock
         self._telemetry = Telemetry()
-        self._memory_limit_bytes = memory_limit_bytes
-        self._memory_available_bytes: int | None = None  # as told to the server
         self._session = _Session()
         self._download: Download | None = None
         self._socket_bytes = (0, 0)  # sent and received, at the last report
-        self._greeted = 0  # the connection whose hello the server last answered
-        self._hello_on = 0  # the connection on which the last hello was said, and when
-        self._hello_at_s = -HELLO_EVERY_S
 
     def live(self) -> str:
         """Serve until the server says stop. `Refused` if this device cannot take part."""
@@ -151,10 +138,9 @@ class Agent:
             raise
         except (FlexmoeError, MemoryError) as error:
             log.error("round %d: %s", work.round, error)
-            no_memory = isinstance(error, (TooLarge, MemoryError))
-            needed = self._workbench.needed_bytes if no_memory else 0
+            needed = error.needed_bytes if isinstance(error, TooLarge) else 0
             why = str(error) or "the device ran out of memory"
-            self._mailbox.send(Failed(work.session, work.round, why[:500], needed))
+            self._mailbox.send(Failed(work.session, work.round, work.attempt, why[:500], needed))
         finally:
             session.doing = None
 
@@ -176,6 +162,7 @@ class Agent:
         report = Report(
             session=work.session,
             round=work.round,
+            attempt=work.attempt,
             experts=work.experts,
             usage=result.usage,
             loss=result.loss,
@@ -213,8 +200,9 @@ class Agent:
         sizes = {ref.digest: ref.size_bytes for ref in references(work)}
         if sum(sizes.values()) > self._shelf.capacity_bytes:
             raise ProgramError(
-                f"the round's blobs have {sum(sizes.values())} bytes, the shelf holds "
-                f"{self._shelf.capacity_bytes}; enlarge it (--shelf-mib) or assign fewer experts"
+                f"the round's blobs have {in_mib(sum(sizes.values()))}, the shelf holds "
+                f"{in_mib(self._shelf.capacity_bytes)}; enlarge it (--shelf-mib) or assign fewer "
+                "experts"
             )
         missing = [ref for ref in references(work) if ref.digest not in self._shelf]
         download = self._download = Download(missing)
@@ -235,14 +223,14 @@ class Agent:
 
     def _turn(self, timeout_s: float) -> None:
         """Say hello if it is time, then handle at most one message."""
-        self._greet()
+        self._greeting.say(self._session.name)
         message = self._mailbox.receive(timeout_s)
         if message is not None:
             self._take(message)
 
     def _out_of_date(self, work: Assign) -> bool:
         """Handle all that is in the inbox now; is `work`, under way, out of date?"""
-        self._greet()
+        self._greeting.say(self._session.name)
         while (message := self._mailbox.receive(0.0)) is not None:
             self._take(message)
         return self._superseded(work)
@@ -261,12 +249,10 @@ class Agent:
         match message:
             case Rollcall(session):
                 self._enter(session)
-                self._greeted = 0
-                self._hello_at_s = -HELLO_EVERY_S
+                self._greeting.repeat()
             case Welcome(session) if self._answers(session):
                 self._enter(session)
-                # The answer to a hello of an earlier connection says nothing about this one.
-                self._greeted = self._hello_on
+                self._greeting.answered()
             case Reject(session, reason) if self._answers(session):
                 raise Refused(f"the server rejected this device: {reason}")
             case Stop(session, reason) if session == self._session.name:
@@ -285,53 +271,17 @@ class Agent:
                 ref = self._download.accept(message, self._clock())
                 if ref is not None:
                     self._shelf.put(self._download.take(ref.digest))
-            case Received(session, number):
+            case Received():
                 finished = self._session.finished
-                if finished and (finished.assign.session, finished.assign.round) == (
-                    session,
-                    number,
-                ):
+                if finished is not None and same_work(message, finished.assign):
                     self._session.upload_s = self._clock() - finished.at_s
                     self._session.finished = None
             case _:
                 raise WireError("stale", type(message).__name__)
 
-    def _greet(self) -> None:
-        """Hello on each new connection, again and again until the server answers."""
-        link = self._mailbox.link
-        now_s = self._clock()
-        if link.contested:
-            raise Refused(
-                f"another device with the id {self._mailbox.client!r} is connected to this broker; "
-                "give each device its own --id"
-            )
-        connection = link.connections
-        waits = connection == self._hello_on and now_s - self._hello_at_s < HELLO_EVERY_S
-        if connection == self._greeted or waits:
-            return
-        self._hello_on, self._hello_at_s = connection, now_s
-        if self._memory_available_bytes is None:
-            # Measured once: later, the device's own program would count against it.
-            measured, limit = memory_available_bytes(), self._memory_limit_bytes
-            self._memory_available_bytes = measured if limit is None else min(measured, limit)
-        self._mailbox.send(
-            Hello(
-                session=self._session.name,
-                samples=self._shard.samples,
-                test_samples=self._shard.test_samples,
-                shape=list(self._shard.shape),
-                labels=self._shard.labels,
-                trainer=self._trainer.name,
-                machine=platform.machine(),
-                cores=usable_cores(),
-                memory_available_bytes=self._memory_available_bytes,
-                version=__version__,
-            )
-        )
-
     def _answers(self, session: str) -> bool:
         """Whether this may be the answer to a hello: from another session only if one is due."""
-        return session == self._session.name or self._greeted != self._hello_on
+        return session == self._session.name or self._greeting.waits
 
     def _enter(self, session: str) -> None:
         if session != self._session.name:

@@ -1,36 +1,41 @@
 """`flexmoe bench device`: what a training step costs on this machine.
 
-One thread unless told otherwise. On a board only our trainer is measured, from program files
-(`flexmoe programs` writes them, and wheels carry a set); where the server extra is installed, eager
-PyTorch and the stock ExecuTorch runtime stand beside it, all taking turns.
+On a board only our trainer is measured, from program files (`flexmoe programs` writes them, and
+wheels carry a set); where the server extra is installed, eager PyTorch and the stock ExecuTorch
+runtime stand beside it, all taking turns. One thread unless told otherwise; the stock runtime takes
+no more than one, so with more it is left out.
 
-| column           | meaning                                                              |
-|------------------|----------------------------------------------------------------------|
-| ours ms          | median of a step with SGD and momentum                               |
-| eager ms         | the same in PyTorch                                                  |
-| stock ms         | the same program as core ATen, on the stock runtime                  |
-| stock passes     | after our graph passes for the stock kernels                         |
-| of peak          | the step's multiply-adds a second, over the best rate of a large     |
-|                  | product here, ours or PyTorch's                                      |
+| column        | meaning                                                                     |
+|---------------|-----------------------------------------------------------------------------|
+| ours ms       | median of a step with SGD and momentum                                      |
+| eager ms      | the same in PyTorch                                                         |
+| stock ms      | the same program as core ATen, on the stock runtime                         |
+| stock passes  | after our graph passes for the stock kernels, in ms                         |
+| ours/eager    | our time over PyTorch's                                                     |
+| stock/ours    | the stock runtime's time, without our passes, over ours                     |
+| of peak       | our step's floating-point operations a second, over the best rate of a      |
+|               | large product here, ours or PyTorch's                                       |
+| eager of peak | the same of PyTorch's step                                                  |
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime import turns
 from edge_runtime.errors import ConfigError
-from edge_runtime.layout import ProgramLayout
+from edge_runtime.layout import ROLES, ProgramLayout
 from edge_runtime.trainer import Batch, Rates
 
 MODELS = ("digits", "har", "cifar")
@@ -38,6 +43,18 @@ BUNDLED = Path(__file__).with_name("bench_programs")
 RATES = Rates(learning_rate=0.01, momentum=0.9)
 PEAK_SIZES = (256, 512, 768)
 PEAK_REPEATS = 10
+COLUMNS = (
+    ("ours ms", "ours_ms", "{:.3f}"),
+    ("eager ms", "eager_ms", "{:.3f}"),
+    ("stock ms", "stock_ms", "{:.2f}"),
+    ("stock passes", "stock_passes_ms", "{:.2f}"),
+    ("ours/eager", "ours_over_eager", "{:.2f}"),
+    ("stock/ours", "stock_over_ours", "{:.1f}"),
+    ("of peak", "ours_share_of_peak", "{:.0%}"),
+    ("eager of peak", "eager_share_of_peak", "{:.0%}"),
+)
+
+Array = NDArray[np.float32]
 
 
 def program_path(folder: Path, model: str, k: int, batch: int, role: str) -> Path:
@@ -45,83 +62,69 @@ def program_path(folder: Path, model: str, k: int, batch: int, role: str) -> Pat
     return folder / f"{model}-k{k}-b{batch}-{role}.pte"
 
 
-def run(arguments: Sequence[str]) -> int:
-    """The command; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="flexmoe bench device", description="What a training step costs on this machine."
-    )
-    parser.add_argument("--model", choices=MODELS, action="append")
-    parser.add_argument("--k", type=int, default=2, help="experts of the subset model")
-    parser.add_argument("--batch", type=int, default=32, help="samples a step")
-    parser.add_argument("--threads", type=int, default=1, help="of our trainer")
-    parser.add_argument("--programs", type=Path, metavar="DIR", help="the folder of program files")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    results = {
-        model: measure(model, options.k, options.batch, options.threads, options.programs)
-        for model in options.model or MODELS
-    }
-    print(json.dumps(results) if options.json else table(results))
-    return 0
+def report(
+    models: Sequence[str], k: int, batch: int, threads: int, folder: Path | None, as_json: bool
+) -> str:
+    """What `measure` finds for each model, as a table or as one JSON object."""
+    results = {model: measure(model, k, batch, threads, folder, turns.PACE) for model in models}
+    return json.dumps(results) if as_json else table(results)
 
 
 def measure(
-    model: str, k: int, batch: int, threads: int = 1, folder: Path | None = None
+    model: str,
+    k: int,
+    batch: int,
+    threads: int = 1,
+    folder: Path | None = None,
+    pace: turns.Pace = turns.PACE,
 ) -> dict[str, float]:
-    """Median milliseconds of each variant that this machine can run, and what follows."""
+    """Median milliseconds of each variant that this machine can run, and what follows.
+
+    `folder` holds the programs; None: those of the wheel, or else ones exported now, if they can
+    be. `ConfigError` says how to get them.
+    """
     peers = _peers()
-    folder = _programs(folder, model, k, batch, peers)
-    paths = [str(program_path(folder, model, k, batch, role)) for role in ("train", "evaluate")]
-    variants = {"ours": ["-m", "edge_runtime.bench", *paths, str(threads)]}
+    with tempfile.TemporaryDirectory(prefix="flexmoe-bench-") as scratch:
+        place = _programs(folder, model, k, batch, peers, Path(scratch))
+        paths = [str(program_path(place, model, k, batch, role)) for role in ROLES]
+        variants = {"ours": ["-m", "edge_runtime.bench", *paths, str(threads)]}
+        for variant in peers.variants(threads) if peers is not None else ():
+            sizes = [str(number) for number in (k, batch, threads)]
+            variants[variant] = ["-m", peers.__name__, variant, model, *sizes]
+        medians_s = turns.medians_s(variants, threads, pace)
+    result = {f"{variant}_ms": 1000 * median_s for variant, median_s in medians_s.items()}
+    peak = peak_flops(_own_product(threads)) / 1e9
     if peers is not None:
-        for variant in peers.VARIANTS:
-            variants[variant] = ["-m", peers.__name__, variant, model, str(k), str(batch)]
-    result = {f"{v}_ms": 1000 * s for v, s in turns.medians_s(variants).items()}
-    ours_s = result["ours_ms"] / 1000
-    result["gemm_peak_gflops"] = gemm_peak_flops(threads) / 1e9
-    if peers is not None:
-        peak = max(result["gemm_peak_gflops"], peers.gemm_peak_flops(PEAK_SIZES) / 1e9)
+        peak = max(peak, peak_flops(peers.product(threads)) / 1e9)
         gflop = peers.step_flops(model, k, batch) / 1e9
-        result["gemm_peak_gflops"] = peak
         result["gflop"] = gflop
         result["ours_over_eager"] = result["ours_ms"] / result["eager_ms"]
-        result["stock_over_ours"] = result["stock_ms"] / result["ours_ms"]
-        result["stock_passes_over_ours"] = result["stock_passes_ms"] / result["ours_ms"]
-        result["ours_share_of_peak"] = gflop / ours_s / peak
-        result["eager_share_of_peak"] = gflop / (result["eager_ms"] / 1000) / peak
+        for stock in ("stock", "stock_passes"):
+            if stock in medians_s:
+                result[f"{stock}_over_ours"] = result[f"{stock}_ms"] / result["ours_ms"]
+        for variant in ("ours", "eager"):
+            result[f"{variant}_share_of_peak"] = gflop / medians_s[variant] / peak
+    result["gemm_peak_gflops"] = peak
     return result
 
 
-def gemm_peak_flops(threads: int = 1) -> float:
-    """The best rate (FLOP/s) of our square float32 products."""
-    from edge_runtime.native import _native
-
-    kernels = _native.kernels(threads=threads)
+def peak_flops(product: Callable[[Array, Array], object]) -> float:
+    """The best rate (FLOP/s) of `product` over large square matrices of float32."""
     best = 0.0
     for n in PEAK_SIZES:
         a, b = np.random.default_rng(n).standard_normal((2, n, n)).astype(np.float32)
         for _ in range(PEAK_REPEATS):
             began_s = time.perf_counter()
-            kernels.gemm(a, b)
+            product(a, b)
             best = max(best, 2 * n**3 / (time.perf_counter() - began_s))
     return best
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """The results as text."""
+    """The results as text: the columns that every model has."""
     from edge_runtime.native import _native
 
-    columns = [
-        ("ours ms", "ours_ms", "{:.3f}"),
-        ("eager ms", "eager_ms", "{:.3f}"),
-        ("stock ms", "stock_ms", "{:.2f}"),
-        ("stock passes", "stock_passes_ms", "{:.2f}"),
-        ("ours/eager", "ours_over_eager", "{:.2f}"),
-        ("stock/ours", "stock_over_ours", "{:.1f}"),
-        ("of peak", "ours_share_of_peak", "{:.0%}"),
-        ("eager of peak", "eager_share_of_peak", "{:.0%}"),
-    ]
-    columns = [c for c in columns if all(c[1] in result for result in results.values())]
+    columns = [c for c in COLUMNS if all(c[1] in result for result in results.values())]
     lines = ["model   " + "".join(f"{head:>14}" for head, _, _ in columns)]
     for model, result in results.items():
         cells = "".join(f"{form.format(result[key]):>14}" for _, key, form in columns)
@@ -132,6 +135,22 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def random_batch(layout: ProgramLayout) -> Batch:
+    """A full batch of noise for a program of `layout`."""
+    rng = np.random.default_rng(1)
+    return Batch(
+        rng.standard_normal((layout.batch, *layout.shape)).astype(np.float32),
+        rng.integers(0, layout.classes, layout.batch),
+        np.full(layout.batch, 1 / layout.batch, np.float32),
+    )
+
+
+def _own_product(threads: int) -> Callable[[Array, Array], object]:
+    from edge_runtime.native import _native
+
+    return _native.kernels(threads=threads).gemm
+
+
 def _peers() -> Any:
     """The other variants, if the server extra is installed here."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "executorch")):
@@ -139,16 +158,18 @@ def _peers() -> Any:
     return importlib.import_module("model_export.bench")
 
 
-def _programs(folder: Path | None, model: str, k: int, batch: int, peers: Any) -> Path:
-    """The folder with the programs asked for; exported now where that is possible."""
-    for place in (folder,) if folder else (BUNDLED,):
-        if all(program_path(place, model, k, batch, r).is_file() for r in ("train", "evaluate")):
-            return place
+def _programs(
+    folder: Path | None, model: str, k: int, batch: int, peers: Any, scratch: Path
+) -> Path:
+    """The folder with the programs asked for; where that is possible, exported to `scratch`."""
+    place = folder or BUNDLED
+    if all(program_path(place, model, k, batch, role).is_file() for role in ROLES):
+        return place
     if folder is None and peers is not None:
-        exported: Path = peers.export_programs(None, [model], k, batch)
-        return exported
+        peers.export_programs(scratch, [model], k, batch)
+        return scratch
     raise ConfigError(
-        f"no programs of {model} with k={k}, batch {batch} in {folder or BUNDLED}; write them "
+        f"no programs of {model} with k={k}, batch {batch} in {place}; write them "
         f"where the server is installed (flexmoe programs DIR --k {k} --batch {batch}), copy that "
         "folder here, and name it with --programs"
     )
@@ -166,16 +187,6 @@ def _work(training: str, evaluation: str, threads: str) -> None:
     trainer.assign(list(range(layout.k)), weights)
     batch = random_batch(layout)
     turns.serve(lambda: trainer.train_step(batch, RATES))
-
-
-def random_batch(layout: ProgramLayout) -> Batch:
-    """A full batch of noise for a program of `layout`."""
-    rng = np.random.default_rng(1)
-    return Batch(
-        rng.standard_normal((layout.batch, *layout.shape)).astype(np.float32),
-        rng.integers(0, layout.classes, layout.batch),
-        np.full(layout.batch, 1 / layout.batch, np.float32),
-    )
 
 
 if __name__ == "__main__":

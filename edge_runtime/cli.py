@@ -22,7 +22,11 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C.
+
+    None: those of this process, which is then only for this command.
+    """
+    own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # `kill` ends all that runs here as Ctrl-C does: nothing may be left behind.
@@ -31,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"flexmoe {__version__}")
             return 0
         if arguments[:1] == ["device"]:
+            if own_process:
+                _spare_memory()
             return run_device(arguments[1:])
         if arguments[:1] == ["bench"]:
             return run_bench(arguments[1:])
@@ -108,7 +114,7 @@ def device_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads",
-        type=_count,
+        type=_threads,
         metavar="N",
         help="threads of a training step [default: the whole cores of the cgroup's quota, or 1]",
     )
@@ -134,12 +140,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def run_device(arguments: Sequence[str]) -> int:
-    """`flexmoe device`: returns 0 when the server ended the run."""
+def _threads(text: str) -> int:
+    from edge_runtime.trainers import MAX_THREADS
+
+    if _count(text) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_THREADS}, got {text}")
+    return int(text)
+
+
+def _spare_memory() -> None:
+    """Before anything else is imported, in a process that is a device and nothing else."""
     # numpy's OpenBLAS starts a thread for each core when it is loaded, with memory for each.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     spare_imports()
+
+
+def run_device(arguments: Sequence[str]) -> int:
+    """`flexmoe device`: returns 0 when the server ended the run."""
     options = device_parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
@@ -189,13 +207,42 @@ def run_device(arguments: Sequence[str]) -> int:
     return 0
 
 
+def bench_parser() -> argparse.ArgumentParser:
+    """The options of `flexmoe bench`, which has `device` only."""
+    from edge_runtime.bench import MODELS
+
+    parser = _Parser(prog="flexmoe bench", description="How fast this machine is.")
+    device = parser.add_subparsers(metavar="device", required=True).add_parser(
+        "device",
+        help="what a training step costs on this machine",
+        description="What a training step costs on this machine, beside PyTorch and the stock "
+        "ExecuTorch runtime where they are installed.",
+    )
+    device.add_argument("--model", choices=MODELS, action="append", help="[default: all]")
+    device.add_argument(
+        "--k", type=_count, default=2, metavar="N", help="experts of the subset model [default: 2]"
+    )
+    device.add_argument(
+        "--batch", type=_count, default=32, metavar="N", help="samples a step [default: 32]"
+    )
+    device.add_argument(
+        "--threads", type=_threads, default=1, metavar="N", help="threads of a step [default: 1]"
+    )
+    device.add_argument("--programs", type=Path, metavar="DIR", help="the folder of program files")
+    device.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
 def run_bench(arguments: Sequence[str]) -> int:
     """`flexmoe bench device`: returns 0 when the table is printed."""
-    if arguments[:1] != ["device"]:
-        raise ConfigError("expected: flexmoe bench device (see flexmoe bench device --help)")
+    options = bench_parser().parse_args(arguments)
+
     from edge_runtime import bench
 
-    return bench.run(arguments[1:])
+    models = options.model or bench.MODELS
+    sizes = options.k, options.batch, options.threads
+    print(bench.report(models, *sizes, options.programs, options.json))
+    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,7 +7,6 @@ trainers.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from edge_runtime.trainer import (
     StepResult,
     Weights,
     check_assignment,
+    check_pair,
     micro_batches,
 )
 
@@ -37,6 +37,14 @@ except ImportError as error:
     raise FlexmoeError(
         f"the trainer 'executorch' needs torch and executorch ({error}); "
         "install them with: pip install 'flexmoe[server]'"
+    ) from None
+try:
+    # The stock runtime's Python does not say how much memory a program plans; ours does.
+    from edge_runtime.native import _native
+except ImportError as error:
+    raise FlexmoeError(
+        f"the trainer 'executorch' reads programs with flexmoe's extension module ({error}); "
+        "reinstall flexmoe on this machine"
     ) from None
 
 
@@ -62,11 +70,9 @@ class ExecuTorchTrainer:
     def memory_need(
         self, training: bytes, evaluation: bytes, rates: Rates, batch: int
     ) -> MemoryNeed:
-        # The stock runtime's Python does not say how much memory a program plans; ours does.
-        from edge_runtime.native import _native
-
         facts = [_native.describe(unseal(file)) for file in (training, evaluation)]
-        layout = ProgramLayout.from_json(facts[0]["layout"])
+        layout, other = (ProgramLayout.from_json(each["layout"]) for each in facts)
+        check_pair(layout, other)
         state = 2 if rates.optimizer == "adamw" else int(rates.momentum > 0)
         return MemoryNeed(
             programs_bytes=len(training) + len(evaluation),
@@ -78,13 +84,7 @@ class ExecuTorchTrainer:
 
     def load(self, training: bytes, evaluation: bytes) -> None:
         train, test = _LoadedProgram(training), _LoadedProgram(evaluation)
-        if (train.layout.role, test.layout.role) != ("train", "evaluate"):
-            raise ProgramError(
-                "expected a training and an evaluation program, got "
-                f"{train.layout.role!r} and {test.layout.role!r}"
-            )
-        if replace(train.layout, role="evaluate") != test.layout:
-            raise ProgramError("the training and the evaluation program are of different models")
+        check_pair(train.layout, test.layout)
         self._training, self._evaluation = train, test
         self._optimizer = None
         self._weights = {

@@ -1,10 +1,8 @@
 """What devices and the server say to each other: msgpack maps, versioned, checked on arrival.
 
-A message is a frozen dataclass. `pack` writes it as ``{"v": 1, "t": <type>, **fields}``; `unpack`
-accepts exactly the fields of a known type, with the right types and within the limits below, and
-raises `WireError` for anything else; what the values mean is for the receiver to check. Bulk data
-never rides in a message: messages name blobs by digest (`BlobRef`), and whoever needs one asks for
-its chunks with `Fetch`.
+A message is a frozen dataclass, packed by `edge_runtime.packing` within the limits below; what the
+values mean is for the receiver to check. Bulk data never rides in a message: messages name blobs by
+digest (`BlobRef`), and whoever needs one asks for its chunks with `Fetch`.
 
 | message  | way          | when                                                       |
 |----------|--------------|------------------------------------------------------------|
@@ -24,17 +22,13 @@ its chunks with `Fetch`.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import reprlib
 from dataclasses import dataclass
-from typing import Any, cast, get_args, get_origin, get_type_hints
-
-import msgpack
+from typing import cast, get_args
 
 from edge_runtime.errors import WireError
+from edge_runtime.packing import Packing
 
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 16
 CHUNK_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = CHUNK_BYTES + 16 * 1024
@@ -115,14 +109,16 @@ class Reject:
 class Assign:
     """One round's work for one device.
 
-    `experts` are global ids, in the order of the program's slots; `expert_blobs` follow it. With
-    `local_gate` the gate never leaves the device: `gate` is only where it starts from. `batch` is a
-    step's, the program's may be a part of it. `optimizer` and the numbers below it: see
-    `edge_runtime.trainer.Rates`.
+    `attempt` counts from 1: a round may begin again with fewer experts, and then what answers an
+    earlier attempt is stale. `experts` are global ids, in the order of the program's slots;
+    `expert_blobs` follow it. With `local_gate` the gate never leaves the device: `gate` is only
+    where it starts from. `batch` is a step's, the program's may be a part of it. `optimizer` and
+    the numbers below it: see `edge_runtime.trainer.Rates`.
     """
 
     session: str
     round: int
+    attempt: int
     experts: list[int]
     training_program: BlobRef
     evaluation_program: BlobRef
@@ -167,6 +163,7 @@ class Report:
 
     session: str
     round: int
+    attempt: int
     experts: list[int]
     usage: list[int]
     loss: list[float]
@@ -184,6 +181,7 @@ class Failed:
 
     session: str
     round: int
+    attempt: int
     reason: str
     needed_bytes: int
 
@@ -192,6 +190,7 @@ class Failed:
 class Received:
     session: str
     round: int
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -219,13 +218,9 @@ Message = (
     | Gone
     | Stop
 )
-_TYPES: dict[str, type] = {cls.__name__.lower(): cls for cls in get_args(Message)}
-_HINTS: dict[type, dict[str, Any]] = {
-    cls: get_type_hints(cls) for cls in [*_TYPES.values(), BlobRef, Want]
-}
-# Checked by msgpack before it allocates: a few bytes can claim a long array, once per level of a
-# deep nesting. Extension types (timestamps too) are no part of the protocol.
-_UNPACK_LIMITS = {"max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS, "max_ext_len": 0}
+_PACKING = Packing(
+    VERSION, get_args(Message), (BlobRef, Want), MAX_MESSAGE_BYTES, MAX_ITEMS, MAX_TEXT
+)
 
 
 def pack(message: Message) -> bytes:
@@ -233,79 +228,14 @@ def pack(message: Message) -> bytes:
 
     Any error's text may be a reason: it is cut at `MAX_TEXT`, invalid Unicode becomes ``?``.
     """
-    fields = {name: _plain(getattr(message, name)) for name in _HINTS[type(message)]}
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "t": type(message).__name__.lower(), **fields}, unicode_errors="replace"
-    )
-    _check_size(packed)
-    return packed
+    return _PACKING.pack(message)
 
 
 def unpack(payload: bytes) -> Message:
     """The message that these bytes are; `WireError` if they are none of this protocol."""
-    _check_size(payload)
-    try:
-        raw = msgpack.unpackb(payload, **_UNPACK_LIMITS)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise WireError("malformed", f"not msgpack ({type(error).__name__})") from None
-    if not isinstance(raw, dict):
-        raise WireError("malformed", f"expected a map, got {type(raw).__name__}")
-    version = raw.pop("v", None)
-    if type(version) is not int or version != VERSION:  # True == 1 == 1.0
-        raise WireError("version", f"this side speaks version {VERSION} of the protocol")
-    name = raw.pop("t", None)
-    if not isinstance(name, str) or name not in _TYPES:
-        # A peer's value goes to our log: reprlib keeps it short, and bears deep nesting.
-        raise WireError("unknown", f"no message type {reprlib.repr(name)}")
-    return cast(Message, _build(_TYPES[name], raw, name))
+    return cast(Message, _PACKING.unpack(payload))
 
 
-def _check_size(packed: bytes) -> None:
-    if len(packed) > MAX_MESSAGE_BYTES:
-        raise WireError("oversized", f"at most {MAX_MESSAGE_BYTES} bytes, not {len(packed)}")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return [_plain(getattr(value, name)) for name in _HINTS[type(value)]]
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value[:MAX_TEXT] if isinstance(value, str) else value
-
-
-def _build(cls: type, raw: dict[Any, Any], where: str) -> Any:
-    hints = _HINTS[cls]
-    if raw.keys() != hints.keys():
-        odd = reprlib.repr(sorted(map(repr, raw.keys() ^ hints.keys())))
-        raise WireError("malformed", f"{where}: missing or unknown fields {odd}")
-    return cls(**{name: _check(raw[name], hint, f"{where}.{name}") for name, hint in hints.items()})
-
-
-def _check(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, or `WireError` naming the field."""
-    origin = get_origin(hint)
-    if hint in _HINTS:
-        names = list(_HINTS[hint])
-        if not isinstance(value, list) or len(value) != len(names):
-            raise WireError("malformed", f"{where}: expected {hint.__name__}")
-        return _build(hint, dict(zip(names, value, strict=True)), where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise WireError("malformed", f"{where}: expected a list, got {type(value).__name__}")
-        return [_check(item, get_args(hint)[0], where) for item in value]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise WireError("malformed", f"{where}: expected a map, got {type(value).__name__}")
-        key, item = get_args(hint)
-        return {_check(k, key, where): _check(v, item, where) for k, v in value.items()}
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise WireError("malformed", f"{where} is {type(value).__name__}, not {hint.__name__}")
-    if hint is float and not math.isfinite(value):
-        raise WireError("not-finite", where)
-    if hint is int and not -(2**63) <= value < 2**63:
-        raise WireError("malformed", f"{where}: out of range")
-    if hint is str and len(value) > MAX_TEXT:
-        raise WireError("malformed", f"{where}: longer than {MAX_TEXT} characters")
-    return value
+def same_work(one: Assign | Report | Failed | Received, other: Assign) -> bool:
+    """Whether `one` is about the work `other`: its session, its round, its attempt."""
+    return (one.session, one.round, one.attempt) == (other.session, other.round, other.attempt)

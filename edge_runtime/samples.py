@@ -35,9 +35,7 @@ class Samples:
 
     def __getitem__(self, indices: Any) -> NDArray[np.float32]:
         drawn: NDArray[np.float32] = self.values[indices].astype(np.float32, copy=False)
-        if (
-            self.scale is not None and self.offset is not None
-        ):  # then `drawn` is a copy: the values are uint8
-            drawn *= self.scale
+        if self.scale is not None and self.offset is not None:
+            drawn *= self.scale  # in place: the values are uint8, so `drawn` is a copy
             drawn += self.offset
         return drawn

@@ -31,6 +31,7 @@ from edge_runtime.samples import Samples
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 SCALING = ("scale", "offset")
 LARGEST_INTEGER = 2**24  # float32 has 24 bits of precision: it holds every integer up to here
+LARGEST_SCALING = 1e30  # of a scale or an offset: what it makes of a sample stays within float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,14 +194,19 @@ def _scaling(name: str, array: NDArray[Any] | None, shape: tuple[int, ...]) -> N
     """The scale or the offset of `_levels`: finite float32 that broadcasts to `shape`."""
     if array is None:
         raise DataError(f"{name}: expected it beside the other of {' and '.join(SCALING)}")
-    if array.dtype.kind != "f" or not np.isfinite(array).all() or np.abs(array).max() > 1e30:
-        raise DataError(f"{name}: expected finite float values, got {array.dtype}")
+    if array.dtype.kind != "f":
+        raise DataError(f"{name}: expected float values, got {array.dtype}")
     try:
         np.broadcast_to(array, shape)
     except ValueError:
         raise DataError(
             f"{name}: expected a shape that broadcasts to {list(shape)}, got {list(array.shape)}"
         ) from None
+    largest = float(np.abs(array).max())
+    if not largest <= LARGEST_SCALING:
+        raise DataError(
+            f"{name}: expected finite values up to {LARGEST_SCALING:g}, got {largest:g}"
+        )
     return np.ascontiguousarray(array, dtype=np.float32)
 
 

@@ -68,6 +68,13 @@ def memory_available_bytes() -> int:
     return int(available if left is None else min(available, left))
 
 
+def usable_memory_bytes(limit_bytes: int | None, held_bytes: int = 0) -> int:
+    """What training may use: what is free, with the `held_bytes` that it holds already, and no more
+    than `limit_bytes`, if there is a limit."""
+    usable = memory_available_bytes() + held_bytes
+    return usable if limit_bytes is None else min(usable, limit_bytes)
+
+
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)

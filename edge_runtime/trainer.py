@@ -8,7 +8,7 @@ add a plain reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,14 +23,19 @@ OptimizerName = Literal["sgd", "adamw"]
 MIB = 1024 * 1024
 
 
+def in_mib(size_bytes: int) -> str:
+    """Such as ``12.3 MiB``."""
+    return f"{size_bytes / MIB:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class Rates:
     """How a training step changes the weights, as in `torch.optim.SGD` and `torch.optim.AdamW`.
 
     `momentum` is for SGD only, `beta1`, `beta2` and `epsilon` for AdamW only. Before either, the
     gradients are scaled down to a global norm of at most `clip_norm`, as
-    `torch.nn.utils.clip_grad_norm_` does; 0 turns that off. Ranges are checked where values come
-    in: the experiment, and a round's work.
+    `torch.nn.utils.clip_grad_norm_` does; 0 turns that off. Ranges are checked (`misfits`) where
+    values come in: the experiment, and a round's work.
     """
 
     learning_rate: float
@@ -41,6 +46,31 @@ class Rates:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float = 0.0
+
+
+def misfits(rates: Rates) -> dict[str, str]:
+    """By name, the numbers of `rates` that are out of range, and what each must be.
+
+    They count as training takes them, rounded to float32: there 0.9999999999 is 1, 1e-60 is 0 and
+    1e300 infinity.
+    """
+    found = {}
+    for name in ("learning_rate", "epsilon"):
+        if not 0 < _rounded(getattr(rates, name)) < np.inf:
+            found[name] = "a number > 0 in float32"
+    for name in ("momentum", "beta1", "beta2"):
+        if not 0 <= _rounded(getattr(rates, name)) < 1:
+            found[name] = "a number >= 0 and < 1 in float32"
+    for name in ("weight_decay", "clip_norm"):
+        # A clip_norm that becomes 0 would turn clipping off.
+        if getattr(rates, name) != 0 and not 0 < _rounded(getattr(rates, name)) < np.inf:
+            found[name] = "0, or a number > 0 in float32"
+    return found
+
+
+def _rounded(value: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 @dataclass(frozen=True)
@@ -62,7 +92,8 @@ class MemoryNeed:
     """What a trainer allocates to train with a pair of programs, in bytes.
 
     `programs` as they are in memory, `arena` for activations (and gradients, where the program
-    plans them), `weights`, `gradients` outside of the arena, `optimizer` for its state and scratch.
+    plans them), `weights`, `gradients` outside of the arena, `optimizer` for its state and scratch,
+    `scratch` for what kernels take while they run, where the trainer knows.
     """
 
     programs_bytes: int
@@ -70,6 +101,7 @@ class MemoryNeed:
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
+    scratch_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -79,6 +111,7 @@ class MemoryNeed:
             + self.weights_bytes
             + self.gradients_bytes
             + self.optimizer_bytes
+            + self.scratch_bytes
         )
 
     def __str__(self) -> str:
@@ -89,9 +122,10 @@ class MemoryNeed:
             ("weights", self.weights_bytes),
             ("gradients", self.gradients_bytes),
             ("optimizer", self.optimizer_bytes),
+            ("scratch", self.scratch_bytes),
         )
         shares = ", ".join(f"{name} {size / MIB:.1f}" for name, size in parts)
-        return f"{self.total_bytes / MIB:.1f} MiB ({shares})"
+        return f"{in_mib(self.total_bytes)} ({shares})"
 
 
 @dataclass(frozen=True)
@@ -141,6 +175,17 @@ class Trainer(Protocol):
 
     def evaluate(self, batch: Batch) -> StepResult:
         """Loss and statistics of a `batch` of the program's own size; the weights stay."""
+
+
+def check_pair(training: ProgramLayout, evaluation: ProgramLayout) -> None:
+    """Raise `ProgramError` unless the two programs are of the right roles and of one model."""
+    if (training.role, evaluation.role) != ("train", "evaluate"):
+        raise ProgramError(
+            "expected a training and an evaluation program, got "
+            f"{training.role!r} and {evaluation.role!r}"
+        )
+    if replace(training, role="evaluate") != evaluation:
+        raise ProgramError("the training and the evaluation program are of different models")
 
 
 def check_assignment(layout: ProgramLayout, experts: list[int], weights: Weights) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.trainer import Trainer
 
+MAX_THREADS = 256
+"""Of the native trainer: what the extension takes, far more than a step can use."""
+
 
 def _native(threads: int | None) -> Trainer:
     from edge_runtime.native_trainer import NativeTrainer  # needs the extension module

@@ -11,32 +11,62 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
 
 from edge_runtime.errors import FlexmoeError
 
-TURNS = 15
-TURN_S = 0.15  # how long one turn lasts, about
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many `turns` each variant has, and how many seconds each lasts, about."""
+
+    turns: int
+    turn_s: float
+
+
+PACE = Pace(turns=15, turn_s=0.15)
 
 
 class Worker:
     """A process that takes steps when it is told to; `argv` must end up in `serve`."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], threads: int = 1) -> None:
         self._name = " ".join(argv)
+        # A file takes whatever it prints; a pipe that nobody reads would stop it when full.
+        self._printed = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._printed,
             text=True,
-            env={**os.environ, **ONE_THREAD},
+            env={**os.environ, **dict.fromkeys(THREADS, str(threads))},
         )
 
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let it end, and wait for it; after an error it is not asked."""
+        if error is not None:
+            self._process.kill()
+        self._process.communicate()
+        self._printed.close()
+
     def turn(self, steps: int) -> list[float]:
-        """Take `steps` steps; their times in seconds."""
+        """Take `steps` steps; their times in seconds. `FlexmoeError` if the process ends."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(f"{steps}\n")
@@ -45,14 +75,14 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            errors = self._process.communicate()[1].strip().splitlines()
-            raise FlexmoeError(f"{self._name} ended: {errors[-1] if errors else 'without a word'}")
+            self._process.wait()
+            self._printed.seek(0)
+            printed = self._printed.read().strip().splitlines()
+            raise FlexmoeError(
+                f"{self._name} ended: {printed[-1] if printed else 'without a word'}"
+            )
         times: list[float] = json.loads(answer)
         return times
-
-    def close(self) -> None:
-        """Let it end, and wait for it."""
-        self._process.communicate()
 
 
 def serve(step: Callable[[], object]) -> None:
@@ -68,17 +98,23 @@ def serve(step: Callable[[], object]) -> None:
         print(json.dumps(times), file=answers, flush=True)
 
 
-def medians_s(variants: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """The median seconds of a step of each variant, given as its worker's arguments."""
-    workers = {name: Worker(argv) for name, argv in variants.items()}
-    steps = {}
-    for name, worker in workers.items():
-        worker.turn(3)  # warms up
-        steps[name] = max(1, round(TURN_S / statistics.median(worker.turn(3))))
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(TURNS):
+def medians_s(
+    variants: Mapping[str, Sequence[str]], threads: int = 1, pace: Pace = PACE
+) -> dict[str, float]:
+    """The median seconds of a step of each variant, given as its worker's arguments.
+
+    `threads` is what the libraries in the workers are told; none starts more unasked.
+    """
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(Worker(argv, threads)) for name, argv in variants.items()
+        }
+        steps = {}
         for name, worker in workers.items():
-            times[name] += worker.turn(steps[name])
-    for worker in workers.values():
-        worker.close()
+            worker.turn(3)  # warms up
+            steps[name] = max(1, round(pace.turn_s / statistics.median(worker.turn(3))))
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(pace.turns):
+            for name, worker in workers.items():
+                times[name] += worker.turn(steps[name])
     return {name: statistics.median(values) for name, values in times.items()}

@@ -13,14 +13,14 @@ from edge_runtime.layout import ProgramLayout
 from edge_runtime.local_gate import Row
 from edge_runtime.messages import Assign, BlobRef
 from edge_runtime.parts import GATE, ModelParts, Tensors, check_like, difference
-from edge_runtime.trainer import MIB, MemoryNeed, OptimizerName, Rates
+from edge_runtime.trainer import MemoryNeed, OptimizerName, Rates, in_mib, misfits
 
 MAX_EPOCHS = 1_000_000
 MAX_BATCH = 1_000_000
 
 
 class TooLarge(ProgramError):
-    """Training needs `needed_bytes` of memory, more than the device may use."""
+    """Training needs `needed_bytes` of memory, more than the device may use, or could get."""
 
     def __init__(self, message: str, needed_bytes: int) -> None:
         super().__init__(message)
@@ -34,19 +34,15 @@ def check_work(work: Assign) -> None:
         raise WireError("bad-assign", f"experts {experts}, {len(work.expert_blobs)} expert blobs")
     if work.optimizer not in get_args(OptimizerName):
         raise WireError("bad-assign", "an unknown optimizer; this device is too old for the server")
-    rates_fit = (
-        work.learning_rate > 0
-        and work.epsilon > 0
-        and min(work.weight_decay, work.clip_norm) >= 0
-        and all(0 <= share < 1 for share in (work.momentum, work.beta1, work.beta2))
-    )
-    sizes_fit = 1 <= work.epochs <= MAX_EPOCHS and 1 <= work.batch <= MAX_BATCH
-    if not rates_fit or not sizes_fit or work.seed < 0:
-        raise WireError("bad-assign", "epochs, batch, rates or seed are out of range")
+    if not (1 <= work.epochs <= MAX_EPOCHS and 1 <= work.batch <= MAX_BATCH and work.seed >= 0):
+        raise WireError("bad-assign", "epochs, batch or seed are out of range")
+    rates = rates_of(work)
+    for name, must in misfits(rates).items():
+        raise WireError("bad-assign", f"{name}: expected {must}, got {getattr(rates, name)}")
 
 
 def rates_of(work: Assign) -> Rates:
-    """How work that was checked changes the weights."""
+    """How the work changes the weights; it names a known optimizer."""
     return Rates(
         work.learning_rate,
         work.momentum,
@@ -65,7 +61,7 @@ def check_memory(work: Assign, need: MemoryNeed, available_bytes: int) -> None:
         count = len(work.experts)
         raise TooLarge(
             f"training {count} expert{'s' if count > 1 else ''} needs {need}, the device may use "
-            f"{max(0, available_bytes) / MIB:.1f} MiB; assign it fewer experts, or choose a "
+            f"{in_mib(max(0, available_bytes))}; assign it fewer experts, or choose a "
             "smaller train.micro_batch or a smaller model",
             need.total_bytes,
         )

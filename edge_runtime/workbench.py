@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edge_runtime import local_training
@@ -14,9 +15,9 @@ from edge_runtime.local_training import Evaluation, LocalResult
 from edge_runtime.messages import Assign, BlobRef
 from edge_runtime.parts import ModelParts, Tensors, merge, split
 from edge_runtime.shard import Shard
-from edge_runtime.telemetry import memory_available_bytes
-from edge_runtime.trainer import Trainer
-from edge_runtime.work import changes, check_memory, rates_of, starting_parts
+from edge_runtime.telemetry import usable_memory_bytes
+from edge_runtime.trainer import Trainer, in_mib
+from edge_runtime.work import TooLarge, changes, check_memory, rates_of, starting_parts
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,25 @@ class Workbench:
         self._memory_limit_bytes = memory_limit_bytes
         self._clock = clock
         self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
-        self.needed_bytes = 0
-        """What training with the last pair of programs needs, whether it was loaded or not."""
+        self._fits: tuple[object, ...] | None = None  # what needs no other check of the memory
+        self._needed_bytes = 0  # by training with the loaded pair
 
     def prepare(self, work: Assign) -> ModelParts:
         """The weights to start from; the pair of programs is loaded if it is another.
 
-        The shelf must hold all that the work names. Raises `TooLarge` if the programs need more
-        memory than there is, `ProgramError` or `WireError` if anything does not fit.
+        The shelf must hold all that the work names. Raises `TooLarge` if training needs more memory
+        than there is, `ProgramError` or `WireError` if anything does not fit.
         """
         pair = (work.training_program.digest, work.evaluation_program.digest)
-        if pair != self._programs:
-            self._load(work)
-            self._programs = pair
+        # State and gradients depend on the optimizer and the batch too.
+        demand = (*pair, work.optimizer, work.momentum > 0, work.batch)
+        if demand != self._fits:
+            self._make_room(work, pair)
+            self._fits = demand
+        with self._short_of_memory():
+            return self._starting_parts(work)
+
+    def _starting_parts(self, work: Assign) -> ModelParts:
         layout = self._trainer.layout
         if layout.shape != self._shard.shape or layout.classes < self._shard.labels:
             raise ProgramError(
@@ -79,7 +86,16 @@ class Workbench:
     def train(
         self, work: Assign, before: ModelParts, interrupted: Callable[[], bool]
     ) -> Outcome | None:
-        """Train from `before`, and test; None when `interrupted()` turned true on the way."""
+        """Train from `before`, and test; None when `interrupted()` turned true on the way.
+
+        `TooLarge` if the memory does not suffice after all.
+        """
+        with self._short_of_memory():
+            return self._train(work, before, interrupted)
+
+    def _train(
+        self, work: Assign, before: ModelParts, interrupted: Callable[[], bool]
+    ) -> Outcome | None:
         self._trainer.assign(work.experts, merge(before))
         shard, began_s = self._shard, self._clock()
         result = local_training.fit(
@@ -108,17 +124,32 @@ class Workbench:
         ]
         return Outcome(result, tested, update, train_s)
 
-    def _load(self, work: Assign) -> None:
-        training, evaluation = (
-            self._blob(work.training_program),
-            self._blob(work.evaluation_program),
-        )
+    def _make_room(self, work: Assign, pair: tuple[bytes, bytes]) -> None:
+        """Load `pair` if it is not; `TooLarge` if training needs more memory than there is."""
+        training = self._blob(work.training_program)
+        evaluation = self._blob(work.evaluation_program)
         need = self._trainer.memory_need(training, evaluation, rates_of(work), work.batch)
-        self.needed_bytes = need.total_bytes
-        limit = self._memory_limit_bytes
-        check_memory(work, need, memory_available_bytes() if limit is None else limit)
-        self._programs = None  # whatever a failed load leaves is not to be used
-        self._trainer.load(training, evaluation)
+        # What is loaded makes room for what comes.
+        held_bytes = self._needed_bytes if self._programs else 0
+        check_memory(work, need, usable_memory_bytes(self._memory_limit_bytes, held_bytes))
+        self._needed_bytes = need.total_bytes
+        if pair != self._programs:
+            self._programs = self._fits = None  # whatever a failed load leaves is not to be used
+            with self._short_of_memory():
+                self._trainer.load(training, evaluation)
+            self._programs = pair
+
+    @contextmanager
+    def _short_of_memory(self) -> Iterator[None]:
+        """An allocation that fails says what the work needs."""
+        try:
+            yield
+        except MemoryError:
+            raise TooLarge(
+                f"the device ran out of memory; the work needs {in_mib(self._needed_bytes)}, which "
+                "was free when it began",
+                self._needed_bytes,
+            ) from None
 
     def _blob(self, ref: BlobRef) -> bytes:
         data = self._shelf.get(ref.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -172,14 +173,25 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "execu
 
 
 def test_a_wheel_holds_the_four_packages_and_no_sources_of_the_extension(tmp_path: Path) -> None:
+    """And the programs for the benchmark, although git ignores them."""
+    packages = ("broker_server", "device_profiles", "edge_runtime", "model_export")
+    copy = tmp_path / "copy"
+    for package in packages:
+        skip = shutil.ignore_patterns("__pycache__", "bench_programs")
+        shutil.copytree(ROOT / package, copy / package, ignore=skip)
+    for file in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / file, copy)
+    program = copy / "edge_runtime" / "bench_programs" / "digits-k2-b32-train.pte"
+    program.parent.mkdir()
+    program.write_bytes(b"program")
     subprocess.run(
         [sys.executable, *WHEEL.split(), str(tmp_path)],
-        cwd=ROOT,
+        cwd=copy,
         env={**os.environ, "SKBUILD_WHEEL_CMAKE": "0"},  # Python only: without compiling
         check=True,
     )
-    (wheel,) = tmp_path.iterdir()
+    (wheel,) = tmp_path.glob("*.whl")
     files = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
-    packages = {"broker_server", "device_profiles", "edge_runtime", "model_export"}
-    assert {file.parts[0] for file in files if ".dist-info" not in str(file)} == packages
-    assert {file.suffix for file in files if file.parts[0] in packages} == {".py", ".pyi"}
+    assert {file.parts[0] for file in files if ".dist-info" not in str(file)} == set(packages)
+    others = [f for f in files if f.parts[0] in packages and f.suffix not in (".py", ".pyi")]
+    assert others == [program.relative_to(copy)]

@@ -54,6 +54,7 @@ def make_assign(
     experts: Sequence[int] = (1, 3),
     session: str = "s",
     number: int = 1,
+    attempt: int = 1,
     local_gate: bool = False,
     blobs: dict[str, bytes] | None = None,
 ) -> Assign:
@@ -66,6 +67,7 @@ def make_assign(
     return Assign(
         session=session,
         round=number,
+        attempt=attempt,
         experts=list(experts),
         training_program=ref("program"),
         evaluation_program=ref("program"),
@@ -94,6 +96,7 @@ def make_report(assign: Assign, update: dict[str, bytes], samples: int = SAMPLES
     return Report(
         session=assign.session,
         round=assign.round,
+        attempt=assign.attempt,
         experts=list(assign.experts),
         usage=usage,
         loss=[0.5] * k,

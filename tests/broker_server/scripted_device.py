@@ -20,6 +20,7 @@ from edge_runtime.messages import (
     Report,
     Rollcall,
     pack,
+    same_work,
 )
 from edge_runtime.parts import ModelParts
 from edge_runtime.transfer import serve
@@ -82,7 +83,7 @@ class Device:
 
     def work(self, assign: Assign) -> None:
         """Answer: at once, later, or again what was answered before."""
-        again = self.report is not None and self.report.round == assign.round
+        again = self.report is not None and same_work(self.report, assign)
         if not again:
             self.prepare(assign)
             self._due_s = self.world.now_s + self.delay_s

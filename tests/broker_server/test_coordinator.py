@@ -20,7 +20,7 @@ from broker_server.aggregation import Aggregator, ClientUpdate
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import policy
 from broker_server.capacity import Cap
-from broker_server.coordinator import Federation, run_round, run_rounds
+from broker_server.coordinator import Federation, FewerExperts, run_round, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
@@ -33,8 +33,7 @@ from broker_server.traffic import Traffic
 from device_profiles import datasets
 from device_profiles.datasets import Dataset
 from device_profiles.shards import make_shards
-from edge_runtime import agent as agent_module
-from edge_runtime import local_training
+from edge_runtime import local_training, telemetry
 from edge_runtime.agent import Agent
 from edge_runtime.blob import BlobShelf
 from edge_runtime.codec import RawCodec
@@ -44,11 +43,11 @@ from edge_runtime.layout import ROLES
 from edge_runtime.ledger import Ledger, total_wire_bytes
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
 from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import Gone, Hello, pack
+from edge_runtime.messages import Failed, Gone, Hello, pack
 from edge_runtime.native_trainer import NativeTrainer
 from edge_runtime.parts import ModelParts, difference, merge, split
 from edge_runtime.shard import Shard
-from edge_runtime.trainer import Batch, MemoryNeed, Rates, StepResult, Trainer
+from edge_runtime.trainer import Batch, MemoryNeed, Rates, StepResult, Trainer, in_mib
 from model_export.cache import ProgramCache
 from model_export.models import ModelSpec, make_model
 from model_export.program import Program, make_layout
@@ -94,10 +93,8 @@ class LayoutPrograms(ProgramCache):
     def __init__(self) -> None:
         self.exported = 0
 
-    def get(
-        self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
-    ) -> Program:
-        layout = make_layout(spec, k, batch, role)
+    def get(self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+        layout = make_layout(spec, k, batch, role, "stock")
         return Program(layout.to_json().encode(), layout, arena_bytes=1000)
 
 
@@ -264,7 +261,7 @@ def replay(
     aggregator = Aggregator(state.model)
     for client in record.clients:
         shard, chosen = shards[client.client], client.experts
-        layout = make_layout(SPEC, len(chosen), BATCH, "train")
+        layout = make_layout(SPEC, len(chosen), BATCH, "train", "stock")
         gate = np.zeros_like(state.model.gate)
         gate[chosen] = state.model.gate[chosen]
         before = ModelParts(
@@ -461,14 +458,14 @@ def test_devices_differ_in_what_they_are_asked_to_hold(run: Run) -> None:
 def memory(monkeypatch: pytest.MonkeyPatch, sizes: Mapping[str, int]) -> None:
     """Devices (by thread) that have this little memory left."""
     monkeypatch.setattr(
-        agent_module,
+        telemetry,
         "memory_available_bytes",
         lambda: sizes.get(threading.current_thread().name, 1 << 30),
     )
 
 
 def need_bytes(k: int) -> int:
-    layouts = [make_layout(SPEC, k, BATCH, role) for role in ROLES]
+    layouts = [make_layout(SPEC, k, BATCH, role, "stock") for role in ROLES]
     programs = sum(1000 + len(layout.to_json()) for layout in layouts)
     return programs + 6 * layouts[0].weights_bytes
 
@@ -501,7 +498,7 @@ class Hungry(ReferenceTrainer):
 
 
 def hungry_need(k: int) -> int:
-    layouts = [make_layout(SPEC, k, BATCH, role) for role in ROLES]
+    layouts = [make_layout(SPEC, k, BATCH, role, "stock") for role in ROLES]
     return 11 * layouts[0].weights_bytes + sum(len(layout.to_json()) for layout in layouts)
 
 
@@ -520,7 +517,7 @@ def test_a_device_that_needs_more_than_it_has_is_given_fewer_experts(run: Run) -
     for record in records[1:]:
         assert [len(client.experts) for client in record.clients] == [2, 2, 2, 1]
         assert record.events == ["device-03: holds 1 expert, its memory allows no more"]
-    assert states[-1].caps == {"device-03": Cap(1, hungry_need(2), limit)}
+    assert states[-1].caps == {"device-03": Cap(2, hungry_need(2), limit, "native")}
 
 
 def test_a_device_too_small_for_one_expert_sits_out(run: Run) -> None:
@@ -530,7 +527,7 @@ def test_a_device_too_small_for_one_expert_sits_out(run: Run) -> None:
     assert [client.client for client in records[1].clients] == NAMES[:3]
     assert records[1].participants == records[1].answered == 3
     (event,) = records[1].events
-    assert event.startswith(f"device-03: sits out: training one expert needs {limit + 1} bytes")
+    assert event.startswith(f"device-03: sits out: training 1 expert needs {in_mib(limit + 1)}")
 
 
 def test_a_fleet_of_small_devices_begins_the_round_again(run: Run) -> None:
@@ -541,6 +538,70 @@ def test_a_fleet_of_small_devices_begins_the_round_again(run: Run) -> None:
         assert [len(client.experts) for client in record.clients] == [1, 1, 1, 1]
         assert all(client.status == "ok" for client in record.clients)
     assert set(states[0].caps) == set(NAMES)
+
+
+def test_a_round_that_begins_again_tells_so_and_counts_whole(
+    digits: Dataset, shards: dict[str, Shard], tmp_path: Path
+) -> None:
+    """Its time and its events are those of all its attempts, as its bytes are."""
+    broker, limits = MemoryBroker(), dict.fromkeys(NAMES, hungry_need(1))
+    with (
+        Devices(broker, shards, hungry, limits),
+        Server(make_experiment(), digits, broker, tmp_path) as server,
+    ):
+        server.gather()
+        with pytest.raises(FewerExperts) as caught:
+            run_round(first_state(), server.federation)
+        again = caught.value
+        assert again.attempt.number == 2
+        state = dataclasses.replace(first_state(), caps=again.caps)
+        attempt = dataclasses.replace(again.attempt, began_s=again.attempt.began_s - 1000)
+        _, record = run_round(state, server.federation, attempt)
+    assert record.round_s > 1000
+    failed, begun, held = record.events[:4], record.events[4], record.events[5:]
+    assert [event.partition(": failed: training 2 experts")[0] for event in failed] == NAMES
+    needs = ", ".join(f"{name} needs {in_mib(hungry_need(2))}" for name in NAMES)
+    assert begun == f"round 1 begun again: {needs}"
+    assert held == [f"{name}: holds 1 expert, its memory allows no more" for name in NAMES]
+
+
+class Straggler(Hungry):
+    """Says once more, when it is given less, that the first attempt failed."""
+
+    def __init__(self, mailbox: DeviceMailbox) -> None:
+        super().__init__()
+        self._mailbox = mailbox
+
+    def load(self, training: bytes, evaluation: bytes) -> None:
+        self._mailbox.send(Failed(SESSION, 1, 1, "too large", 1 << 40))
+        super().load(training, evaluation)
+
+
+def test_a_late_failure_of_an_earlier_attempt_lowers_nothing(run: Run) -> None:
+    limits = dict.fromkeys(NAMES, hungry_need(1))
+    (state,), (record,) = run(
+        1, make_trainer=lambda name, mailbox: Straggler(mailbox), limits=limits
+    )
+    assert [client.status for client in record.clients] == ["ok"] * DEVICES
+    assert record.drops["stale"] == DEVICES
+    assert {cap.needed_bytes for cap in state.caps.values()} == {hungry_need(2)}
+
+
+def test_one_lost_round_tells_how_many_experts_fit(run: Run) -> None:
+    """It is asked for 8 and can hold 2, though the server reckons that 4 fit."""
+    experiment = make_experiment(model={"experts_per_device": [EXPERTS]})
+    limits = {"device-03": hungry_need(2) + 10_000}
+    assert need_bytes(4) <= limits["device-03"] < need_bytes(5)
+    _, records = run(2, experiment, make_trainer=hungry, limits=limits)
+    assert [len(record.clients[3].experts) for record in records] == [4, 2]
+    assert [record.clients[3].status for record in records] == ["failed", "ok"]
+
+
+def test_what_another_trainer_needed_says_nothing(run: Run) -> None:
+    """The device was started again, with another trainer."""
+    caps = {"device-03": Cap(1, 1 << 50, 1 << 20, "executorch")}
+    _, (record,) = run(1, state=dataclasses.replace(first_state(), caps=caps))
+    assert [len(client.experts) for client in record.clients] == [K] * DEVICES
 
 
 def test_a_fleet_that_can_hold_nothing_ends_the_run(run: Run) -> None:
@@ -568,7 +629,7 @@ def test_where_all_experts_go_everywhere_a_small_device_sits_out(run: Run) -> No
     assert [client.status for client in records[0].clients] == ["ok", "ok", "ok", "failed"]
     assert records[1].participants == 3
     (event,) = records[1].events
-    assert event.startswith("device-03: sits out: the policy gives it all 8 experts")
+    assert event.startswith("device-03: sits out: training all 8 experts needs")
 
 
 # --- how devices train -------------------------------------------------------------------------
@@ -607,11 +668,9 @@ class CountingPrograms(LayoutPrograms):
         super().__init__()
         self.kernels: set[tuple[int, str]] = set()
 
-    def get(
-        self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
-    ) -> Program:
+    def get(self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
         self.kernels.add((k, kernels))
-        program = super().get(spec, k, batch, role)
+        program = super().get(spec, k, batch, role, kernels)
         # Bytes of its own for each kind; JSON may end in blanks.
         return dataclasses.replace(program, data=program.data + b" " * (kernels == "native"))
 

@@ -80,10 +80,12 @@ class Server:
         self.exchange.gather(expected, 10.0)
         assert len(self.roster.present) == expected
 
-    def run(self, devices: Sequence[Device], number: int = 1) -> dict[str, Answer]:
+    def run(
+        self, devices: Sequence[Device], number: int = 1, attempt: int = 1
+    ) -> dict[str, Answer]:
         blobs = encode(changes(99, self.model, range(4)))  # type: ignore[arg-type]
         assigns = {
-            device.name: make_assign([i % 3, 3], number=number, blobs=blobs)
+            device.name: make_assign([i % 3, 3], number=number, attempt=attempt, blobs=blobs)
             for i, device in enumerate(devices)
         }
         served = {digest(data): data for data in blobs.values()}
@@ -97,7 +99,9 @@ class Server:
             for kind, data in device.update.items():
                 assert self.spool.get(device.name, kind) == data
             device.step()  # hear the last word
-            assert device.got(Received) == [Received("s", device.report.round)]  # type: ignore[union-attr]
+            report = device.report
+            assert report is not None
+            assert device.got(Received) == [Received("s", report.round, report.attempt)]
 
     @property
     def drops(self) -> dict[tuple[str, str], int]:
@@ -450,7 +454,7 @@ def test_who_died_while_the_server_was_away_is_noticed(server: Server) -> None:
 @pytest.mark.parametrize(("told", "taken"), [(5000, 5000), (0, 0), (-7, 0)])
 def test_one_fails(server: Server, told: int, taken: int) -> None:
     bad, *rest = three(server)
-    bad.work = lambda assign: bad.mailbox.send(Failed("s", 1, "too large", told))  # type: ignore[method-assign]
+    bad.work = lambda assign: bad.mailbox.send(Failed("s", 1, 1, "too large", told))  # type: ignore[method-assign]
     began_s = server.world.now_s
     answers = server.run([bad, *rest])
     assert answers["a"] == Answer("failed", "too large", needed_bytes=taken)
@@ -609,7 +613,17 @@ def wrong_session(device: Device, assign: Assign) -> None:
 
 
 def stale_failure(device: Device, assign: Assign) -> None:
-    device.mailbox.send(Failed("s", assign.round + 1, "of another round", 0))
+    device.mailbox.send(Failed("s", assign.round + 1, 1, "of another round", 0))
+
+
+def late_report(device: Device, assign: Assign) -> None:
+    """Of the attempt before, in which it was given other experts."""
+    old = dataclasses.replace(assign, attempt=assign.attempt - 1, experts=[2], expert_blobs=[])
+    device.mailbox.send(make_report(old, encode(changes(7, MODEL, [2]))))
+
+
+def late_failure(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Failed("s", assign.round, assign.attempt - 1, "needs more", 5000))
 
 
 def fetch_unknown(device: Device, assign: Assign) -> None:
@@ -648,6 +662,8 @@ ACTS: list[tuple[Callable[[Device, Assign], None], dict[tuple[str, str], int]]] 
     (stale_round, {("m", "stale"): 1}),
     (wrong_session, {("m", "stale"): 1}),
     (stale_failure, {("m", "stale"): 1}),
+    (late_report, {("m", "stale"): 1}),
+    (late_failure, {("m", "stale"): 1}),
     (fetch_unknown, {("m", "unknown-blob"): 1}),
     (fetch_what_another_holds, {("m", "unknown-blob"): 1}),
     (fetch_beyond_the_end, {("m", "bad-want"): 1}),
@@ -683,7 +699,7 @@ def test_odd_messages_are_counted_and_change_nothing(
             act(odd, assign)
 
     odd.work = work  # type: ignore[method-assign]
-    server.assert_ok(server.run(devices), *devices)
+    server.assert_ok(server.run(devices, attempt=2), *devices)
     assert server.drops == drops
 
 
@@ -714,7 +730,7 @@ def test_a_report_after_the_answer_is_confirmed_again(server: Server) -> None:
 
     server.world.actors.append(repeat)
     answers = server.run([quick, slow])
-    assert quick.got(Received) == [Received("s", 1)] * 2
+    assert quick.got(Received) == [Received("s", 1, 1)] * 2
     assert answers["a"] == Answer("ok", report=quick.report)
     server.assert_ok(answers, slow)
     assert server.drops == {("a", "duplicate"): 1}
@@ -725,8 +741,8 @@ def test_a_second_failure_changes_nothing(server: Server) -> None:
     rest[0].delay_s = 2.0
 
     def fail(assign: Assign) -> None:
-        bad.mailbox.send(Failed("s", 1, "first", 0))
-        bad.mailbox.send(Failed("s", 1, "second", 0))
+        bad.mailbox.send(Failed("s", 1, 1, "first", 0))
+        bad.mailbox.send(Failed("s", 1, 1, "second", 0))
 
     bad.work = fail  # type: ignore[method-assign]
     answers = server.run([bad, *rest])
@@ -742,7 +758,7 @@ def test_a_device_without_work_cannot_report(server: Server) -> None:
     assign = make_assign([0, 3])
     outsider.prepare(assign)
     outsider.mailbox.send(outsider.report)  # type: ignore[arg-type]
-    outsider.mailbox.send(Failed("s", 1, "me too", 0))
+    outsider.mailbox.send(Failed("s", 1, 1, "me too", 0))
     outsider.serve(Fetch([Want(outsider.report.update[0].digest, 0, 1)]))  # type: ignore[union-attr]
     answers = server.run(devices)
     assert list(answers) == ["a", "b", "c"]
@@ -787,7 +803,7 @@ def test_everything_is_stale_before_the_first_round(server: Server) -> None:
     device.mailbox.send(HELLO)
     for message in (
         device.report,
-        Failed("s", 1, "x", 0),
+        Failed("s", 1, 1, "x", 0),
         Fetch([Want(UNKNOWN, 0, 1)]),
         Chunk(UNKNOWN, 0, 1, 4, b"data"),
     ):

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from broker_server import roster as roster_module
 from broker_server.assignment import Problem
-from broker_server.roster import MAX_SAMPLES, Roster
+from broker_server.roster import KERNELS, MAX_SAMPLES, Roster
+from broker_server.train_settings import Train
 from edge_runtime.messages import Hello, Reject, Welcome
+from edge_runtime.trainers import TRAINERS
 from tests.broker_server.sample_model import SPEC
 
 HELLO = Hello("", 10, 2, [4], 3, "executorch", "x86_64", 2.0, 1 << 30, "0.1")
+
+
+def test_the_trainers_are_the_same_everywhere() -> None:
+    """What a device may train with, what the server has programs for, what a run may ask for."""
+    settings = Train.model_fields["trainer"]
+    assert list(TRAINERS) == list(KERNELS) == list(get_args(settings.annotation))
+    assert settings.default == next(iter(TRAINERS))
 
 
 def hello(**fields: Any) -> Hello:

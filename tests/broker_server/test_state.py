@@ -23,7 +23,7 @@ STATE = State(
     quality={"device-1": np.array([0.1, 1 / 3, 1.0]), "device-0": np.array([1e-300, 0.5, 0.0])},
     trials={"device-1": np.array([3, 0, 2**40]), "device-0": np.array([0, 1, 0])},
     load=np.array([5, 0, 2**60]),
-    caps={"device-1": Cap(0, 2**40, 2**33)},
+    caps={"device-1": Cap(1, 2**40, 2**33, "native")},
 )
 DATA = STATE.to_bytes()
 

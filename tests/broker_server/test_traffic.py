@@ -44,9 +44,9 @@ def test_all_cuts_add_up_to_the_socket(steps: list[tuple[str, int]]) -> None:
         sums.update(round_traffic.drops)
 
     acts: dict[str, Any] = {
-        "device speaks": lambda size: device.send(Failed("s", 1, "x" * size, 0)),
+        "device speaks": lambda size: device.send(Failed("s", 1, 1, "x" * size, 0)),
         "stranger speaks": lambda size: stranger.publish(up_topic(FEDERATION, "x"), bytes(size)),
-        "server speaks": lambda _: server.send("ann", Received("s", 1)),
+        "server speaks": lambda _: server.send("ann", Received("s", 1, 1)),
         "server listens": lambda count: [server.receive(0) for _ in range(count)],
         "cut": lambda _: cut(),
     }

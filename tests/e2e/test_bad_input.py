@@ -91,7 +91,7 @@ CASES = [
     Case("memory in letters", f"{DEVICE} --memory-mib 2G", ("--memory-mib", "whole", "'2G'")),
     Case("unknown trainer", f"{DEVICE} --trainer tf", ("'tf'", "native", "executorch")),
     Case("unfit pieces", f"{RUN} --set train.micro_batch=5", ("micro_batch", "train.batch = 32")),
-    Case("nothing to bench", "bench", ("flexmoe bench device",)),
+    Case("nothing to bench", "bench", ("device", "flexmoe bench")),
     Case("programs of no model", "programs {new} --model mnist", ("mnist", "digits, har, cifar")),
     # the command line itself
     Case("unknown command", "train {experiment}", ("'train'", "flexmoe --help")),

@@ -238,10 +238,10 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     ref = BlobRef("backbone", digest, 1000)
     huge = BlobRef("backbone", digest, 1 << 30)
     other = "another-session"
-    report = Report(other, 1, [0, 1], [5, 5], [0.1, 0.1], [5, 5], 0.1, 1, 1, {}, [ref])
+    report = Report(other, 1, 1, [0, 1], [5, 5], [0.1, 0.1], [5, 5], 0.1, 1, 1, {}, [ref])
     rates = (0.1, 0.9, 0.0, 0.9, 0.999, 1e-8, 0.0)
     blobs = (huge, huge, ref, ref, [ref, ref])
-    work = Assign(other, 1, [0, 1], *blobs, False, 1, 8, "sgd", *rates, 1)
+    work = Assign(other, 1, 1, [0, 1], *blobs, False, 1, 8, "sgd", *rates, 1)
     garbage = [
         b"",
         b"\xff" * 100,
@@ -251,7 +251,7 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     ]
     to_server: list[Message] = [
         report,
-        Failed(other, 1, "no", 0),
+        Failed(other, 1, 1, "no", 0),
         Chunk(digest, 0, 1, 1000, bytes(1000)),
         Fetch([Want(digest, 0, 4096)]),
         Stop(other, "the end"),
@@ -259,7 +259,7 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     to_device: list[Message] = [
         work,
         Stop(other, "the end"),
-        Received(other, 1),
+        Received(other, 1, 1),
         Chunk(digest, 3, 4, 1000, bytes(250)),
         Fetch([Want(digest, 0, 4096)]),
         report,

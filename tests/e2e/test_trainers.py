@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.e2e.processes import (
@@ -74,12 +75,28 @@ def test_the_stock_runtime_learns_the_same(
     assert_alike(report, native_run)
 
 
-def test_threads_do_not_change_a_bit(
-    workshop: Workshop, experiment: Path, native_run: dict[str, Any], tmp_path: Path
-) -> None:
-    assert [device["trainer"] for device in native_run["devices"]] == ["native"] * 2
-    report = run(workshop, experiment, tmp_path / "out", threads=2)
-    assert learned(report) == learned(native_run)
+def threads_of(process: psutil.Process) -> str:
+    """The device's option, as it was started."""
+    line = process.cmdline()
+    return line[line.index("--threads") + 1]
+
+
+def test_threads_do_not_change_a_bit(workshop: Workshop, experiment: Path, tmp_path: Path) -> None:
+    """With steps that are large enough to be shared among threads."""
+    reports = []
+    for threads in (1, 2):
+        out = tmp_path / f"threads-{threads}"
+        changes = {**SMALL, "train.batch": 512, "train.threads": threads}
+        command = workshop.start("run", experiment, *settings(changes), out=out)
+        command.wait_for(lambda: len(workshop.alive("device", "--threads")) == 2)
+        devices = workshop.alive("device", "--threads")
+        assert [threads_of(device) for device in devices] == [str(threads)] * 2
+        end = command.finish()
+        assert (end.code, end.err) == (0, "")
+        reports.append(read_report(out))
+    for report in reports:
+        assert [device["trainer"] for device in report["devices"]] == ["native"] * 2
+    assert learned(reports[0]) == learned(reports[1])
 
 
 def test_micro_batches_change_nothing_but_rounding(

@@ -30,7 +30,8 @@ def export_digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
     cache = ProgramCache(tmp_path_factory.getbasetemp() / "programs")
 
     def export(batch: int) -> Programs:
-        return Programs(*(cache.get(SPECS["digits"], K, batch, role).data for role in ROLES))
+        pair = (cache.get(SPECS["digits"], K, batch, role, "stock") for role in ROLES)
+        return Programs(*(program.data for program in pair))
 
     return export
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from executorch.exir import to_edge
 
+from edge_runtime import native
 from edge_runtime.errors import FlexmoeError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
 from edge_runtime.layout import LAYOUT_METHOD
@@ -61,6 +62,16 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delitem(sys.modules, "edge_runtime.executorch_trainer")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(FlexmoeError, match=r"pip install 'flexmoe\[server\]'") as caught:
+        make_trainer("executorch")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_extension_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a round: it counts the memory that programs plan."""
+    monkeypatch.delitem(sys.modules, "edge_runtime.executorch_trainer")
+    monkeypatch.setitem(sys.modules, "edge_runtime.native._native", None)
+    monkeypatch.delattr(native, "_native")
+    with pytest.raises(FlexmoeError, match=r"extension module .*; reinstall flexmoe") as caught:
         make_trainer("executorch")
     assert "\n" not in str(caught.value)
 
@@ -212,6 +223,8 @@ def test_wrong_roles(digits: Programs, trainer: ExecuTorchTrainer) -> None:
     ):
         with pytest.raises(ProgramError, match=f"a training and an evaluation .*, got {got}"):
             trainer.load(*pair)
+        with pytest.raises(ProgramError, match=f"a training and an evaluation .*, got {got}"):
+            trainer.memory_need(*pair, RATES, batch=16)
 
 
 def test_programs_of_different_models(

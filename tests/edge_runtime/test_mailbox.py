@@ -62,12 +62,12 @@ def chunk(of: BlobRef, data: bytes = b"data") -> Chunk:
 
 
 ASSIGN = Assign(
-    "s", 1, [3, 5], ref("program", 1), ref("program", 2), ref("backbone", 3), ref("gate", 4),
+    "s", 1, 1, [3, 5], ref("program", 1), ref("program", 2), ref("backbone", 3), ref("gate", 4),
     [ref("expert:3", 5), ref("expert:5", 6)], False, 1, 8, "sgd", 0.1, 0.9, 0.0, 0.9, 0.99, 1e-8,
     0.0, 7,
 )  # fmt: skip
 REPORT = Report(
-    "s", 1, [3, 5], [4, 6], [0.5, 0.25], [3, 6], 0.4, 1, 2, {"train_s": 1.5},
+    "s", 1, 1, [3, 5], [4, 6], [0.5, 0.25], [3, 6], 0.4, 1, 2, {"train_s": 1.5},
     [ref("backbone", 13), ref("gate", 14), ref("expert:3", 15), ref("expert:5", 16)],
 )  # fmt: skip
 WANTS = Fetch([Want(ref("gate", 4).digest, 0, 1)])
@@ -76,12 +76,13 @@ FROM_DEVICE: list[Message] = [
     WANTS,
     chunk(ref("gate", 9)),
     REPORT,
-    Failed("s", 1, "x", 0),
+    Failed("s", 1, 1, "x", 0),
     Gone("x"),
 ]
 TO_ALL: list[Message] = [Rollcall("s"), Stop("s", "done")]
 FROM_SERVER: list[Message] = [
-    *TO_ALL, Welcome("s"), Reject("s", "x"), ASSIGN, WANTS, chunk(ref("gate", 9)), Received("s", 1)
+    *TO_ALL, Welcome("s"), Reject("s", "x"), ASSIGN, WANTS, chunk(ref("gate", 9)),
+    Received("s", 1, 1),
 ]  # fmt: skip
 
 

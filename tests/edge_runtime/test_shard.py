@@ -60,11 +60,19 @@ def test_levels_are_kept_and_drawn_scaled(tmp_path: Path) -> None:
     [
         ({"x_test": X[:2]}, "x_test: expected uint8 beside scale and offset, got float32"),
         ({"scale": None}, "scale: expected it beside the other of scale and offset"),
-        ({"offset": np.float32([np.nan])}, "offset: expected finite float values"),
-        ({"offset": np.array([1])}, "offset: expected finite float values, got int64"),
+        ({"offset": np.float32([np.nan])}, r"offset: expected finite values up to 1e\+30, got nan"),
+        ({"offset": np.array([1e31])}, "offset: expected finite values .* got 1e\\+31"),
+        ({"scale": np.array([1e300])}, "scale: expected finite values .* got 1e\\+300"),
+        ({"scale": np.longdouble([-1e300])}, "scale: expected finite values .* got 1e\\+300"),
+        ({"scale": np.longdouble(["1e4000"])}, "scale: expected finite values .* got inf"),
+        ({"scale": np.float16([np.inf])}, "scale: expected finite values .* got inf"),
+        ({"scale": np.zeros(0, np.float32)}, r"scale: .* broadcasts to \[2, 3\], got \[0\]"),
+        ({"offset": np.zeros((0, 3))}, r"offset: .* broadcasts to \[2, 3\], got \[0, 3\]"),
+        ({"offset": np.array([1])}, "offset: expected float values, got int64"),
         ({"scale": np.ones(2, np.float32)}, r"scale: .* broadcasts to \[2, 3\], got \[2\]"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_levels_with_odd_scaling(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Shard.load(write(tmp_path, **{**LEVELS, **changes}))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+from edge_runtime.spare_imports import _OWN_HASHES
 
 ROOT = Path(__file__).parents[2]
 DEVICE = """
@@ -38,9 +41,8 @@ def test_what_is_used_after_all_is_loaded_then() -> None:
     """As it would be by an MQTT client behind a proxy, or with TLS."""
     use = """
 import ssl, urllib.request
-early = ssl.SSLWantReadError
 context = ssl.create_default_context()
-print(type(context).__module__, ssl.SSLWantReadError is not early, ssl.SSLContext is type(context))
+print(type(context).__module__, ssl.SSLContext is type(context), ssl is not sys.modules["ssl"])
 print(callable(urllib.request.getproxies), sys.modules["urllib.request"].__name__)
 print(hasattr(ssl, "no_such_thing"), hasattr(urllib.request, "__no_such_thing__"))
 """
@@ -49,6 +51,74 @@ print(hasattr(ssl, "no_such_thing"), hasattr(urllib.request, "__no_such_thing__"
         "True urllib.request",
         "False False",
     ]
+
+
+def test_the_errors_of_ssl_are_real_for_everyone_but_paho() -> None:
+    use = """
+from ssl import SSLWantReadError
+import paho.mqtt.client as paho
+early = paho.ssl.SSLWantReadError
+import _ssl
+print(SSLWantReadError is _ssl.SSLWantReadError, early is SSLWantReadError)
+paho.Client(paho.CallbackAPIVersion.VERSION2).tls_set()
+print(paho.ssl.SSLWantReadError is SSLWantReadError)
+"""
+    assert python(DEVICE + use).splitlines() == ["True False", "True"]
+
+
+def test_threads_that_use_a_module_at_once_load_it_once() -> None:
+    use = """
+import ssl, threading, _ssl
+start, found = threading.Barrier(16), []
+def load():
+    start.wait()
+    found.append(ssl.SSLContext)
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=load) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(found), len(set(found)), sys.modules["ssl"].SSLContext is found[0])
+"""
+    assert python(DEVICE + use) == "16 1 True"
+
+
+def test_a_load_that_fails_leaves_nothing_and_is_tried_again() -> None:
+    use = """
+import ssl
+sys.modules["_ssl"] = None
+for _ in range(2):
+    try:
+        ssl.SSLContext
+    except ImportError as error:
+        print(error.name, "ssl" in sys.modules)
+del sys.modules["_ssl"]
+print(ssl.SSLContext is sys.modules["ssl"].SSLContext)
+"""
+    assert python(DEVICE + use).splitlines() == ["_ssl False", "_ssl False", "True"]
+
+
+def test_only_a_process_of_its_own_is_changed() -> None:
+    """Whoever calls the command as a function keeps what is imported later as it was."""
+    call = """
+import os, sys
+os.environ.pop("OMP_NUM_THREADS", None)
+from edge_runtime import cli
+sys.stderr = sys.stdout
+sys.argv[1:] = ["device", "--broker", "nowhere", "--id", "a", "--data", "b"]
+print(cli.main({}))
+import ssl
+print(type(ssl).__name__, os.environ.get("OMP_NUM_THREADS"))
+"""
+    assert python(call.format("sys.argv[1:]")).splitlines()[1:] == ["2", "module None"]
+    assert python(call.format("")).splitlines()[1:] == ["2", "_Later 1"]
+
+
+def test_pythons_own_hashes_are_those_that_this_version_has() -> None:
+    own = [importlib.import_module(name) for name in _OWN_HASHES]
+    for name in ("md5", "sha1", "sha256", "sha512", "sha3_256", "blake2b"):
+        assert any(hasattr(module, name) for module in own), name
 
 
 def test_what_is_there_already_stays() -> None:

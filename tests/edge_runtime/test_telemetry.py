@@ -15,7 +15,7 @@ import pytest
 
 from edge_runtime import telemetry
 from edge_runtime.cgroup import Limits, read_limits
-from edge_runtime.telemetry import Telemetry, memory_available_bytes
+from edge_runtime.telemetry import Telemetry, memory_available_bytes, usable_memory_bytes
 
 MIB = 1 << 20
 ALWAYS = {"wall_s", "cpu_s", "cpu_share", "rss_mib", "peak_rss_mib", "usable_cores"}
@@ -96,6 +96,17 @@ def test_available_memory_of_this_process() -> None:
     assert type(available) is int and 0 < available <= psutil.virtual_memory().total
     limit = read_limits().memory_bytes
     assert limit is None or available <= limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "held", "usable"),
+    [(None, 0, 100), (None, 30, 130), (120, 0, 100), (120, 15, 115), (120, 30, 120), (1, 0, 1)],
+)
+def test_usable_memory_is_what_is_free_or_held_up_to_the_limit(
+    limit: int | None, held: int, usable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "memory_available_bytes", lambda: 100)
+    assert usable_memory_bytes(limit, held) == usable
 
 
 def test_the_hottest_sensor_counts(monkeypatch: pytest.MonkeyPatch) -> None:

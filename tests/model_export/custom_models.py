@@ -48,6 +48,18 @@ class Twins(nn.Module):
         return x + (self.first + self.second)
 
 
+class Constants(nn.Module):
+    """Tensors that are no weights: kept, and made in `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = torch.eye(WIDTH).roll(1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+        return ((x - mean) * torch.arange(1, WIDTH + 1)) @ self.turn
+
+
 def flat(stock: set[str], *layers: Callable[[], nn.Module]) -> Custom:
     """On vectors."""
     return Custom((5,), lambda: [nn.Linear(5, WIDTH), *(make() for make in layers)], stock)
@@ -74,6 +86,7 @@ CUSTOM = {
     "in_place": flat(set(), lambda: nn.ReLU(inplace=True)),
     "scale": flat({"aten.mul", "aten.view_copy"}, Scale),
     "twins": flat({"aten.view_copy", "aten.full_like"}, Twins),
+    "constants": flat({"aten.sub", "aten.mul"}, Constants),
     "max_pool": images(set(), nn.ReLU, lambda: nn.MaxPool2d(2)),
     "max_pool_ceil": images(
         {"aten.max_pool2d_with_indices"}, lambda: nn.MaxPool2d(3, ceil_mode=True)

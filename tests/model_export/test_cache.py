@@ -24,7 +24,7 @@ Exported = Callable[..., Program]
 
 
 def get(cache: ProgramCache, role: str = "evaluate") -> Program:
-    return cache.get(SPEC, K, BATCH["digits"], role)
+    return cache.get(SPEC, K, BATCH["digits"], role, "stock")
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def entry(folder: Path, suffix: str) -> Path:
 
 def test_a_real_export_is_made_once(tmp_path: Path, exported: Exported) -> None:
     first, folder = ProgramCache(tmp_path / "new" / "folder"), tmp_path / "new" / "folder"
-    program = first.get(SPEC, 1, 1, "evaluate")
-    assert first.get(SPEC, 1, 1, "evaluate") is program and first.exported == 1
+    program = first.get(SPEC, 1, 1, "evaluate", "native")
+    assert first.get(SPEC, 1, 1, "evaluate", "native") is program and first.exported == 1
     second = ProgramCache(folder)
-    assert second.get(SPEC, 1, 1, "evaluate") == program and second.exported == 0
+    assert second.get(SPEC, 1, 1, "evaluate", "native") == program and second.exported == 0
     assert entry(folder, ".pte").read_bytes() == program.data
 
 
@@ -73,7 +73,7 @@ def test_each_kernel_set_is_an_entry(
     monkeypatch.setattr(cache_module, "export_program", export)
     for _ in range(2):
         cache = ProgramCache(tmp_path)
-        stock = cache.get(SPEC, K, BATCH["digits"], "evaluate")
+        stock = cache.get(SPEC, K, BATCH["digits"], "evaluate", "stock")
         native = cache.get(SPEC, K, BATCH["digits"], "evaluate", "native")
         assert (stock, native) == (ready["stock"], ready["native"])
     assert asked == ["stock", "native"]

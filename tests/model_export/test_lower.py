@@ -67,6 +67,7 @@ def test_simple_layers(
         (lambda a, b: torch.add(a, b, alpha=2), (X, X)),
         (lambda a, b: a + b.double(), (X, X)),
         (lambda a, b: torch.stack([a, b], 1), (X, X)),
+        (lambda a, b: torch.stack([a, b.double()]), (X, X)),
         (lambda a: a[:, 1], (X,)),
         (lambda x: x.mean(1), (X,)),
         (lambda x: x.mean((2, 3), dtype=torch.float64), (IMAGES,)),

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from executorch.exir._serialize._program import deserialize_pte_binary
 
-from edge_runtime.layout import ROLES
+from edge_runtime.executorch_trainer import ExecuTorchTrainer
+from edge_runtime.layout import KERNEL_SETS, ROLES
+from edge_runtime.native_trainer import NativeTrainer
 from edge_runtime.program_file import unseal
+from edge_runtime.trainer import Batch, Rates
 from model_export.passes.schedule import peak_bytes
 from model_export.program import Program, export_program
 from model_export.trace import native_graph
 from tests.model_export.custom_models import CUSTOM, register
-from tests.model_export.eager import SPECS, K
+from tests.model_export.eager import SPECS, EagerSubset, K, subset_weights
 
 Exported = Callable[..., Program]
 MODELS = list(SPECS)
@@ -73,3 +77,21 @@ def test_other_layers_export_for_the_native_trainer(
     assert others - {"executorch_prim::et_view.default"} or not CUSTOM[name].stock
     outputs = forward(program).outputs
     assert len(set(outputs)) == len(outputs) == 2 + len(program.layout.weights)
+
+
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
+def test_constants_of_a_model_are_in_its_program(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, experts = register("constants", monkeypatch), [0, 3]
+    weights, rng = subset_weights(spec, experts, seed=1), np.random.default_rng(2)
+    x, y = rng.standard_normal((4, *spec.shape)).astype(np.float32), rng.integers(0, 3, 4)
+    batch = Batch(x, y, np.full(4, 0.25, np.float32))
+    trainer = NativeTrainer(1) if kernels == "native" else ExecuTorchTrainer()
+    trainer.load(*(export_program(spec, 2, 4, role, kernels).data for role in ROLES))
+    trainer.assign(experts, weights)
+    loss, _, gradients = EagerSubset(spec, experts, weights).step(batch)
+    assert trainer.evaluate(batch).loss == pytest.approx(loss, abs=1e-5)
+    assert trainer.train_step(batch, Rates(learning_rate=1.0)).loss == pytest.approx(loss, abs=1e-5)
+    for name, after in trainer.weights().items():
+        np.testing.assert_allclose(weights[name] - after, gradients[name], atol=1e-5, err_msg=name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edge_runtime.errors import ProgramError
 from model_export.program import export_program
@@ -74,6 +75,24 @@ def test_a_model_with_state(kernels: str, refused: Callable[[Custom, str], str])
     text = refused(images(set(), lambda: nn.BatchNorm2d(WIDTH)), kernels)
     assert "it keeps 'backbone.1.running_mean' beside its weights" in text
     assert "use GroupNorm for BatchNorm" in text
+
+
+class Noise(nn.Module):
+    """A constant that is another in each model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = torch.randn(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.noise
+
+
+@pytest.mark.parametrize("kernels", ["native", "stock"])
+def test_a_random_constant(kernels: str, refused: Callable[[Custom, str], str]) -> None:
+    """The server's model would have another than the devices' programs."""
+    text = refused(flat(set(), Noise), kernels)
+    assert "it holds a tensor of shape [6] that is random" in text and "nn.Parameter" in text
 
 
 def test_a_wrong_gradient_does_not_matter_to_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

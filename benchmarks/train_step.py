@@ -7,7 +7,7 @@ The same as `flexmoe bench device` (see edge_runtime/bench.py for what the colum
 
 import sys
 
-from edge_runtime.bench import run
+from edge_runtime.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(main(["bench", "device", *sys.argv[1:]]))

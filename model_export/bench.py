@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edge_runtime import turns
 from edge_runtime.bench import RATES, program_path, random_batch
@@ -20,10 +19,15 @@ from model_export.models import ModelSpec, MoE
 from model_export.program import export_program, make_layout
 from model_export.split import to_weights
 
-VARIANTS = ("eager", "stock", "stock_passes")
 SHAPES = {"digits": ((64,), 10), "har": ((9, 1, 128), 6), "cifar": ((3, 32, 32), 10)}
 EXPERTS = 8
-PEAK_REPEATS = 10
+
+Array = NDArray[np.float32]
+
+
+def variants(threads: int) -> tuple[str, ...]:
+    """What can be measured with so many threads: the stock runtime takes one."""
+    return ("eager", "stock", "stock_passes") if threads == 1 else ("eager",)
 
 
 def spec_of(model: str) -> ModelSpec:
@@ -32,44 +36,35 @@ def spec_of(model: str) -> ModelSpec:
     return ModelSpec(model, shape, classes, EXPERTS)
 
 
-def export_programs(folder: Path | None, models: Sequence[str], k: int, batch: int) -> Path:
-    """Write the native programs of `models` to `folder` (None: a temporary one); returns it."""
-    place = folder or Path(tempfile.mkdtemp(prefix="flexmoe-programs-"))
-    place.mkdir(parents=True, exist_ok=True)
+def export_programs(folder: Path, models: Sequence[str], k: int, batch: int) -> None:
+    """Write the native programs of `models` to `folder`, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
     cache = ProgramCache()
     for model in models:
         for role in ROLES:
             program = cache.get(spec_of(model), k, batch, role, "native")
-            program_path(place, model, k, batch, role).write_bytes(program.data)
-    return place
+            program_path(folder, model, k, batch, role).write_bytes(program.data)
 
 
 def step_flops(model: str, k: int, batch: int) -> int:
     """Multiplications and additions of products and convolutions in a step, as PyTorch counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    step = eager_step(model, k, batch)
+    step = eager_step(model, k, batch, threads=1)
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
 
 
-def gemm_peak_flops(sizes: Sequence[int]) -> float:
-    """The best rate (FLOP/s, one thread) of PyTorch's square float32 products."""
-    torch.set_num_threads(1)
-    best = 0.0
-    for n in sizes:
-        a, b = torch.rand(n, n), torch.rand(n, n)
-        for _ in range(PEAK_REPEATS):
-            began_s = time.perf_counter()
-            a @ b
-            best = max(best, 2 * n**3 / (time.perf_counter() - began_s))
-    return best
+def product(threads: int) -> Callable[[Array, Array], object]:
+    """PyTorch's product of two matrices."""
+    torch.set_num_threads(threads)
+    return lambda a, b: torch.from_numpy(a) @ torch.from_numpy(b)
 
 
-def eager_step(name: str, k: int, batch: int) -> Callable[[], object]:
+def eager_step(name: str, k: int, batch: int, threads: int) -> Callable[[], object]:
     """A training step as a PyTorch user writes it."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     model, data = _setting(name, k, batch)
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     experts = torch.arange(k)
@@ -92,7 +87,7 @@ def stock_step(name: str, k: int, batch: int, optimize: bool) -> Callable[[], ob
     model, data = _setting(name, k, batch)
     programs = [
         export_program(spec_of(name), k, batch, role, "stock", optimize=optimize).data
-        for role in ("train", "evaluate")
+        for role in ROLES
     ]
     trainer = ExecuTorchTrainer()
     trainer.load(*programs)
@@ -102,12 +97,12 @@ def stock_step(name: str, k: int, batch: int, optimize: bool) -> Callable[[], ob
 
 def _setting(name: str, k: int, batch: int) -> tuple[MoE, Batch]:
     spec = spec_of(name)
-    return MoE(spec, slots=k), random_batch(make_layout(spec, k, batch, "train"))
+    return MoE(spec, slots=k), random_batch(make_layout(spec, k, batch, "train", "native"))
 
 
-def _work(variant: str, model: str, k: str, batch: str) -> None:
+def _work(variant: str, model: str, k: str, batch: str, threads: str) -> None:
     if variant == "eager":
-        step = eager_step(model, int(k), int(batch))
+        step = eager_step(model, int(k), int(batch), int(threads))
     else:
         step = stock_step(model, int(k), int(batch), optimize=variant == "stock_passes")
     turns.serve(step)

@@ -31,9 +31,7 @@ class ProgramCache:
         self._loaded: dict[ProgramLayout, Program] = {}
         self.exported = 0
 
-    def get(
-        self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
-    ) -> Program:
+    def get(self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
         """The program, exported now if it is not there; a damaged entry is exported again."""
         layout = make_layout(spec, k, batch, role, kernels)
         program = self._loaded.get(layout)

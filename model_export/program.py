@@ -37,9 +37,7 @@ class Program:
     arena_bytes: int
 
 
-def make_layout(
-    spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock"
-) -> ProgramLayout:
+def make_layout(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> ProgramLayout:
     """The layout of the program that `export_program` would make."""
     if role not in ROLES or not 1 <= k <= spec.experts or batch < 1:
         raise ProgramError(
@@ -62,7 +60,7 @@ def make_layout(
 
 
 def export_program(
-    spec: ModelSpec, k: int, batch: int, role: str, kernels: str = "stock", *, optimize: bool = True
+    spec: ModelSpec, k: int, batch: int, role: str, kernels: str, *, optimize: bool = True
 ) -> Program:
     """Export one program; `ProgramError` for a model that the kernels cannot train.
 
@@ -82,11 +80,14 @@ def export_program(
 
 def _export(spec: ModelSpec, layout: ProgramLayout, optimize: bool) -> tuple[bytes, Any]:
     """The bytes of a `.pte`, and the plan of its method."""
-    from model_export.refuse import refuse_missing, refuse_wrong
+    from model_export.refuse import refuse_missing, refuse_random, refuse_wrong
     from model_export.trace import example_inputs, native_graph, stock_graph
 
-    graph = (native_graph if layout.kernels == "native" else stock_graph)(spec, layout)
+    trace = native_graph if layout.kernels == "native" else stock_graph
+    graph = trace(spec, layout)
     refuse_wrong(graph, layout)
+    if any(True for _ in graph.buffers()):
+        refuse_random(graph, trace(spec, layout), layout)
     executorch = _to_executorch(graph, example_inputs(layout), layout, optimize)
     plan = next(p for p in executorch.executorch_program.execution_plan if p.name == "forward")
     refuse_missing((f"{o.name}.{o.overload or 'default'}" for o in plan.operators), layout)
@@ -116,26 +117,30 @@ class _Graph(nn.Module):
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
-        self.graph = graph
+        self.step = graph  # not `graph`: the exporter's own modules keep theirs under that name
 
     def forward(
         self, weights: tuple[Tensor, ...], x: Tensor, y: Tensor, experts: Tensor, weight: Tensor
     ) -> Any:
-        return self.graph(weights, x, y, experts, weight)
+        return self.step(weights, x, y, experts, weight)
 
 
 def training_memory_bytes(
-    training: Program, evaluation: Program, *, moments: int = 1, micro_batches: bool = False
+    training: Program, evaluation: Program, *, moments: int, micro_batches: bool = False
 ) -> int:
     """What a device needs to train with this pair, the runtime itself and its data apart.
 
-    Both programs and their arenas, and so many copies of the weights: four as received, as
-    trained, their change, and the change as encoded; `moments` of the optimizer (1 for momentum, 2
-    for AdamW); one for the gradients, which the native trainer keeps outside of the arena (for the
-    stock trainer: the optimizer's scratch); and one more where gradients of `micro_batches` are
-    summed.
+    Both programs; their arenas, of which the native trainer has one for both, the larger; and so
+    many copies of the weights: four as received, as trained, their change, and the change as
+    encoded; `moments` of the optimizer (0 for plain descent, 1 for momentum, 2 for AdamW); one for
+    the gradients, which the native trainer keeps outside of the arena (for the stock trainer: the
+    optimizer's scratch); and one more where gradients of `micro_batches` are summed. What the
+    runtime makes of a program (tens of KiB) and the scratch of the native kernels are not counted:
+    they depend on the device's processor and threads.
     """
-    programs = sum(len(p.data) + p.arena_bytes for p in (training, evaluation))
+    pair = training, evaluation
+    one = max if training.layout.kernels == "native" else sum
+    programs = sum(len(p.data) for p in pair) + one(p.arena_bytes for p in pair)
     return programs + (5 + moments + micro_batches) * training.layout.weights_bytes
 
 

@@ -37,6 +37,18 @@ def refuse_wrong(graph: GraphModule, layout: ProgramLayout) -> None:
                 )
 
 
+def refuse_random(graph: GraphModule, again: GraphModule, layout: ProgramLayout) -> None:
+    """`ProgramError` unless both, of a model that was made twice, hold the same constants."""
+    for first, second in zip(graph.buffers(), again.buffers(), strict=True):
+        if not torch.equal(first, second):
+            raise ProgramError(
+                f"cannot export model {layout.model!r}: it holds a tensor of shape "
+                f"{list(first.shape)} that is random, so the server and the devices would not "
+                "have the same; make it a weight (nn.Parameter), or draw it from a generator with "
+                "a seed of its own"
+            )
+
+
 def refuse_missing(operators: Iterable[str], layout: ProgramLayout) -> None:
     """`ProgramError` for operators, such as ``aten::add.out``, that there is no kernel for."""
     from executorch.extension.pybindings import _C

@@ -8,6 +8,7 @@ passes then turn the rest into the operators of docs/native.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,12 +43,21 @@ def native_graph(spec: ModelSpec, layout: ProgramLayout) -> GraphModule:
     step = functionalize(_NativeStep(spec, layout), remove="mutations")
     inputs = example_inputs(layout)
     # Whole layers first. Then what no pass knew is decomposed, and the pieces looked at again.
-    graph = make_fx(step, tracing_mode="fake")(*inputs)
+    graph = _trace(step, inputs)
     _rewrite(graph)
-    graph = make_fx(graph, _core(), tracing_mode="fake")(*inputs)
+    graph = _trace(graph, inputs, _core())
     _rewrite(graph)
     separate(graph)
     schedule(graph)
+    return graph
+
+
+def _trace(step: Callable[..., Any], inputs: tuple[Any, ...], core: Any = None) -> GraphModule:
+    # What a model makes of numbers, or keeps as a plain tensor, is real, and becomes a buffer.
+    graph = make_fx(step, core, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    mode = next(iter(graph.graph.nodes)).meta["val"].fake_mode
+    for node in graph.graph.find_nodes(op="get_attr"):
+        node.meta["val"] = mode.from_tensor(graph.get_buffer(node.target))
     return graph
 
 
@@ -98,7 +108,10 @@ class _Step:
     """The function that a program computes, over weights given as a tuple."""
 
     def __init__(self, spec: ModelSpec, layout: ProgramLayout) -> None:
-        with torch.device("meta"):  # the weights are inputs; the model's own have no values
+        # The weights are inputs, and the model's own of no use; but its constants are (`program.py`
+        # sees to it that they are not random).
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.seed()
             self._model = MoE(spec, slots=layout.k)
         self._names = [weight.name for weight in layout.weights]
         self._trains = layout.role == "train"

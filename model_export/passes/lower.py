@@ -28,8 +28,8 @@ def _if_float(rule: Rule) -> Rule:
 
     def checked(site: Site, node: Node) -> Node | list[Node] | None:
         source = node.args[0]
-        first = source[0] if isinstance(source, (list, tuple)) else source
-        return rule(site, node) if value(first).dtype == torch.float32 else None
+        sources = source if isinstance(source, (list, tuple)) else [source]
+        return rule(site, node) if all(value(x).dtype == torch.float32 for x in sources) else None
 
     return checked
 

@@ -169,7 +169,7 @@ def programs(
     batch: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 32,
 ) -> None:
     """Write programs for `flexmoe bench device`, to copy to a device."""
-    from edge_runtime.bench import MODELS
+    from edge_runtime.bench_step import MODELS
     from model_export.bench import export_programs
 
     unknown = sorted(set(model or ()) - set(MODELS))

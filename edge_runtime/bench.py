@@ -23,7 +23,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,14 +32,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import turns
+from edge_runtime import bench_step, turns
+from edge_runtime.bench_step import program_path
 from edge_runtime.errors import ConfigError
-from edge_runtime.layout import ROLES, ProgramLayout
-from edge_runtime.trainer import Batch, Rates
+from edge_runtime.layout import ROLES
 
-MODELS = ("digits", "har", "cifar")
 BUNDLED = Path(__file__).with_name("bench_programs")
-RATES = Rates(learning_rate=0.01, momentum=0.9)
 PEAK_SIZES = (256, 512, 768)
 PEAK_REPEATS = 10
 COLUMNS = (
@@ -55,11 +52,6 @@ COLUMNS = (
 )
 
 Array = NDArray[np.float32]
-
-
-def program_path(folder: Path, model: str, k: int, batch: int, role: str) -> Path:
-    """Where the native program of a model for the benchmark lies in `folder`."""
-    return folder / f"{model}-k{k}-b{batch}-{role}.pte"
 
 
 def report(
@@ -87,7 +79,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="flexmoe-bench-") as scratch:
         place = _programs(folder, model, k, batch, peers, Path(scratch))
         paths = [str(program_path(place, model, k, batch, role)) for role in ROLES]
-        variants = {"ours": ["-m", "edge_runtime.bench", *paths, str(threads)]}
+        variants = {"ours": ["-m", bench_step.__name__, *paths, str(threads)]}
         for variant in peers.variants(threads) if peers is not None else ():
             sizes = [str(number) for number in (k, batch, threads)]
             variants[variant] = ["-m", peers.__name__, variant, model, *sizes]
@@ -135,16 +127,6 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def random_batch(layout: ProgramLayout) -> Batch:
-    """A full batch of noise for a program of `layout`."""
-    rng = np.random.default_rng(1)
-    return Batch(
-        rng.standard_normal((layout.batch, *layout.shape)).astype(np.float32),
-        rng.integers(0, layout.classes, layout.batch),
-        np.full(layout.batch, 1 / layout.batch, np.float32),
-    )
-
-
 def _own_product(threads: int) -> Callable[[Array, Array], object]:
     from edge_runtime.native import _native
 
@@ -173,21 +155,3 @@ def _programs(
         f"where the server is installed (flexmoe programs DIR --k {k} --batch {batch}), copy that "
         "folder here, and name it with --programs"
     )
-
-
-def _work(training: str, evaluation: str, threads: str) -> None:
-    """Be the worker of our trainer."""
-    from edge_runtime.native_trainer import NativeTrainer
-
-    trainer = NativeTrainer(threads=int(threads))
-    trainer.load(Path(training).read_bytes(), Path(evaluation).read_bytes())
-    layout = trainer.layout
-    rng = np.random.default_rng(0)
-    weights = {w.name: rng.uniform(-0.1, 0.1, w.shape).astype(np.float32) for w in layout.weights}
-    trainer.assign(list(range(layout.k)), weights)
-    batch = random_batch(layout)
-    turns.serve(lambda: trainer.train_step(batch, RATES))
-
-
-if __name__ == "__main__":
-    _work(*sys.argv[1:])

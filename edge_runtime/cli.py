@@ -209,7 +209,7 @@ def run_device(arguments: Sequence[str]) -> int:
 
 def bench_parser() -> argparse.ArgumentParser:
     """The options of `flexmoe bench`, which has `device` only."""
-    from edge_runtime.bench import MODELS
+    from edge_runtime.bench_step import MODELS
 
     parser = _Parser(prog="flexmoe bench", description="How fast this machine is.")
     device = parser.add_subparsers(metavar="device", required=True).add_parser(
@@ -238,8 +238,9 @@ def run_bench(arguments: Sequence[str]) -> int:
     options = bench_parser().parse_args(arguments)
 
     from edge_runtime import bench
+    from edge_runtime.bench_step import MODELS
 
-    models = options.model or bench.MODELS
+    models = options.model or MODELS
     sizes = options.k, options.batch, options.threads
     print(bench.report(models, *sizes, options.programs, options.json))
     return 0

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edge_runtime import turns
-from edge_runtime.bench import RATES, program_path, random_batch
+from edge_runtime.bench_step import RATES, program_path, random_batch
 from edge_runtime.layout import ROLES
 from edge_runtime.trainer import Batch
 from model_export.cache import ProgramCache

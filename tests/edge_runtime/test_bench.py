@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime import bench, turns
+from edge_runtime import bench, bench_step, turns
 from edge_runtime.cli import main
 from edge_runtime.errors import ConfigError
 from edge_runtime.layout import ROLES
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     cache = ProgramCache(tmp_path_factory.getbasetemp() / "programs")  # the tests' common one
     for role in ROLES:
         program = cache.get(SPECS["digits"], K, BATCH["digits"], role, "native")
-        path = bench.program_path(tmp_path, "digits", K, BATCH["digits"], role)
+        path = bench_step.program_path(tmp_path, "digits", K, BATCH["digits"], role)
         path.write_bytes(program.data)
     return tmp_path
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from broker_server.cli import main
-from edge_runtime import bench, turns
+from edge_runtime import bench, bench_step, turns
 from edge_runtime.errors import ConfigError, ProgramError
 from edge_runtime.layout import ROLES, ProgramLayout
 from edge_runtime.native import _native
@@ -91,7 +91,7 @@ def test_programs_are_written_for_boards(
     arguments = ["programs", str(folder), "--model", "digits", "--k", "1", "--batch", "2"]
     assert main(arguments) == 0
     assert capfd.readouterr() == (f"the programs are in {folder}\n", "")
-    paths = [bench.program_path(folder, "digits", 1, 2, role) for role in ROLES]
+    paths = [bench_step.program_path(folder, "digits", 1, 2, role) for role in ROLES]
     assert sorted(folder.iterdir()) == sorted(paths)
     for path, role in zip(paths, ROLES, strict=True):
         text = _native.describe(unseal(path.read_bytes()))["layout"]

@@ -57,9 +57,14 @@ Array = NDArray[np.float32]
 def report(
     models: Sequence[str], k: int, batch: int, threads: int, folder: Path | None, as_json: bool
 ) -> str:
-    """What `measure` finds for each model, as a table or as one JSON object."""
+    """What `measure` finds for each model, as a table or as one JSON object.
+
+    The object is that of the model if there is one, else holds one for each model by name.
+    """
     results = {model: measure(model, k, batch, threads, folder, turns.PACE) for model in models}
-    return json.dumps(results) if as_json else table(results)
+    if not as_json:
+        return table(results)
+    return json.dumps(results if len(models) > 1 else {"model": models[0], **results[models[0]]})
 
 
 def measure(

@@ -229,7 +229,9 @@ def bench_parser() -> argparse.ArgumentParser:
         "--threads", type=_threads, default=1, metavar="N", help="threads of a step [default: 1]"
     )
     device.add_argument("--programs", type=Path, metavar="DIR", help="the folder of program files")
-    device.add_argument("--json", action="store_true", help="print one JSON object")
+    device.add_argument(
+        "--json", action="store_true", help="print one JSON object (of several models: by name)"
+    )
     return parser
 
 

@@ -64,7 +64,8 @@ def test_the_command_prints_json(
     command = ["bench", "device", "--model", "digits", *SIZES, "--programs", str(folder)]
     assert main([*command, "--json"]) == 0
     printed = capfd.readouterr()
-    assert json.loads(printed.out)["digits"]["ours_ms"] > 0 and printed.err == ""
+    result = json.loads(printed.out)
+    assert result["model"] == "digits" and result["ours_ms"] > 0 and printed.err == ""
 
 
 def test_the_programs_of_the_wheel_are_found(

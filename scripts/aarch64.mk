@@ -17,7 +17,8 @@ wheel-aarch64: $(AARCH64)/.wheel
 test-aarch64: $(VENV)/.dev $(AARCH64)/.installed
 	FLEXMOE_AARCH64=$(AARCH64) $(VENV)/bin/python -m pytest \
 		-p tests.aarch64.arm_native $(wildcard tests/native/*kernel*.py) \
-		tests/edge_runtime/test_native_trainer.py
+		$(wildcard tests/edge_runtime/test_native_*.py) \
+		tests/edge_runtime/test_trainer_contract.py
 	FLEXMOE_AARCH64=$(AARCH64) $(VENV)/bin/python -m pytest tests/aarch64
 
 $(AARCH64)/.sysroot: scripts/aarch64/sysroot.sh scripts/aarch64/python.sh | $(VENV)/.build

@@ -37,9 +37,16 @@ LEFT_OUT = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [item for item in items if item.name.startswith(LEFT_OUT)]
+    left_out = [item for item in items if item.name.startswith(LEFT_OUT) or _stock_trainer(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _stock_trainer(item: pytest.Item) -> bool:
+    """Whether it is a test of the contract with the other trainer, which needs PyTorch."""
+    return isinstance(item, pytest.Function) and (
+        hasattr(item, "callspec") and item.callspec.params.get("kind") == "executorch"
+    )
 
 
 def pytest_report_header() -> str:

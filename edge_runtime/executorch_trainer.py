@@ -101,6 +101,7 @@ class ExecuTorchTrainer:
         self._optimizer = Optimizer(list(self._weights.values()))
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
+        self._loaded(self._training)
         return dict(self._weights)
 
     def train_step(self, batch: Batch, rates: Rates) -> StepResult:

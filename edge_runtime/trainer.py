@@ -165,7 +165,10 @@ class Trainer(Protocol):
         """
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The current weights, without a copy: valid until the next `assign` or `load`."""
+        """The current weights, without a copy: valid until the next `assign` or `load`.
+
+        `ProgramError` before `load`.
+        """
 
     def train_step(self, batch: Batch, rates: Rates) -> StepResult:
         """One step of the optimizer on `batch`, whole or in micro-batches (see `Batch`).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -24,19 +23,9 @@ class Programs(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def export_digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Programs]:
-    """Gives the digits model's programs for 2 of 8 experts and a batch size, exported once."""
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The digits model's programs of stock kernels, for 2 of 8 experts and a batch of 16."""
     # The folder is that of tests/model_export/conftest.py: one export serves both.
     cache = ProgramCache(tmp_path_factory.getbasetemp() / "programs")
-
-    def export(batch: int) -> Programs:
-        pair = (cache.get(SPECS["digits"], K, batch, role, "stock") for role in ROLES)
-        return Programs(*(program.data for program in pair))
-
-    return export
-
-
-@pytest.fixture(scope="session")
-def digits(export_digits: Callable[[int], Programs]) -> Programs:
-    """The digits model's programs, for 2 of 8 experts and a batch of 16."""
-    return export_digits(BATCH["digits"])
+    pair = (cache.get(SPECS["digits"], K, BATCH["digits"], role, "stock") for role in ROLES)
+    return Programs(*(program.data for program in pair))

@@ -152,11 +152,6 @@ np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
 # --- before load, and programs that do not fit ----------------------------------------------------
 
 
-def test_no_weights_before_load() -> None:
-    with pytest.raises(ProgramError, match=r"no program is loaded; call load\(\) first"):
-        NativeTrainer(threads=1).weights()
-
-
 def test_a_pair_of_different_kernels(digits: Pair, export: Export, trainer: NativeTrainer) -> None:
     with pytest.raises(ProgramError, match="of different models"):
         trainer.load(digits.training, export("digits", "stock").evaluation)

@@ -141,6 +141,7 @@ def test_memory_need_leaves_what_is_loaded(trainer: Trainer, programs: Export) -
 def test_before_load(fresh: Trainer) -> None:
     for call in (
         lambda: fresh.layout,
+        fresh.weights,
         lambda: fresh.assign(EXPERTS, make_weights()),
         lambda: fresh.train_step(DIGITS, RATES),
         lambda: fresh.evaluate(DIGITS),

@@ -44,7 +44,7 @@ class Artifacts:
         train = self._experiment.train
         return training_memory_bytes(
             *(self._program(k, kernels, role) for role in ROLES),
-            moments=2 if train.optimizer == "adamw" else int(train.momentum > 0),
+            moments=train.rates(1).moments,
             micro_batches=train.micro_batch not in (0, train.batch),
         )
 

@@ -73,13 +73,12 @@ class ExecuTorchTrainer:
         facts = [_native.describe(unseal(file)) for file in (training, evaluation)]
         layout, other = (ProgramLayout.from_json(each["layout"]) for each in facts)
         check_pair(layout, other)
-        state = 2 if rates.optimizer == "adamw" else int(rates.momentum > 0)
         return MemoryNeed(
             programs_bytes=len(training) + len(evaluation),
             arena_bytes=sum(each["arena_bytes"] for each in facts),
             weights_bytes=layout.weights_bytes,
             gradients_bytes=layout.weights_bytes if batch > layout.batch else 0,
-            optimizer_bytes=(state + 1) * layout.weights_bytes,
+            optimizer_bytes=(rates.moments + 1) * layout.weights_bytes,
         )
 
     def load(self, training: bytes, evaluation: bytes) -> None:

@@ -47,6 +47,11 @@ class Rates:
     epsilon: float = 1e-8
     clip_norm: float = 0.0
 
+    @property
+    def moments(self) -> int:
+        """How many arrays of the weights' size the optimizer keeps from step to step."""
+        return 2 if self.optimizer == "adamw" else int(self.momentum > 0)
+
 
 def misfits(rates: Rates) -> dict[str, str]:
     """By name, the numbers of `rates` that are out of range, and what each must be.
@@ -92,8 +97,9 @@ class MemoryNeed:
     """What a trainer allocates to train with a pair of programs, in bytes.
 
     `programs` as they are in memory, `arena` for activations (and gradients, where the program
-    plans them), `weights`, `gradients` outside of the arena, `optimizer` for its state and scratch,
-    `scratch` for what kernels take while they run, where the trainer knows.
+    plans them), `weights`, `gradients` outside of the arena, `optimizer` for its state (and the
+    stock trainer's own scratch), `scratch` for what kernels take while they run, where the trainer
+    knows.
     """
 
     programs_bytes: int

@@ -65,8 +65,8 @@ class Workbench:
         than there is, `ProgramError` or `WireError` if anything does not fit.
         """
         pair = (work.training_program.digest, work.evaluation_program.digest)
-        # State and gradients depend on the optimizer and the batch too.
-        demand = (*pair, work.optimizer, work.momentum > 0, work.batch)
+        # The optimizer's state and the gradients depend on the rates and the batch too.
+        demand = (*pair, rates_of(work).moments, work.batch)
         if demand != self._fits:
             self._make_room(work, pair)
             self._fits = demand

@@ -27,24 +27,18 @@ SMALL: dict[str, object] = {"data.devices": 2, "rounds": 2, "data.partition": "i
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs of this file's own: other files look at what theirs exported."""
     return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture
-def workshop(tmp_path: Path, programs: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "commands", uuid.uuid4().hex, programs)
-    yield workshop
-    workshop.clear()
 
 
 @pytest.fixture(scope="module")
 def native_run(
-    experiment: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory
+    experiment: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
     """The report of a run of native devices, one thread each."""
     folder = tmp_path_factory.mktemp("native")
-    workshop = Workshop(folder, uuid.uuid4().hex, programs)
+    workshop = Workshop(folder, uuid.uuid4().hex, cache)
     end = workshop.call("run", experiment, *settings(SMALL), out=folder / "out")
     workshop.clear()
     assert (end.code, end.err) == (0, "")

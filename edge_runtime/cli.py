@@ -11,11 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, FlexmoeError
 from edge_runtime.spare_imports import spare_imports
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -31,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # `kill` ends all that runs here as Ctrl-C does: nothing may be left behind.
         signal.signal(signal.SIGTERM, _interrupt)
+        if own_process:
+            signal.signal(signal.SIGALRM, _interrupt)
+            sys.unraisablehook = _interrupt_again
         if arguments == ["--version"]:
             print(f"flexmoe {__version__}")
             return 0
@@ -246,6 +252,14 @@ def run_bench(arguments: Sequence[str]) -> int:
     sizes = options.k, options.batch, options.threads
     print(bench.report(models, *sizes, options.programs, options.json))
     return 0
+
+
+def _interrupt_again(lost: UnraisableHookArgs) -> None:
+    """An interrupt in a destructor is lost to Python: let it come a moment later, outside."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

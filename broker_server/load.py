@@ -10,6 +10,7 @@ reconstruction, not the paper's text.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,7 @@ from edge_runtime.errors import ConfigError
 
 
 def bounds(
-    history: NDArray[np.int64],
+    history: NDArray[Any],
     samples: NDArray[np.int64],
     capacity: NDArray[np.int64],
     delta: float,

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from broker_server.assignment import Assignment, Problem
+from broker_server.assignment.problem import Problem
+from broker_server.assignment.result import Assignment
 
 
 def assign(problem: Problem) -> Assignment:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from broker_server.assignment import POLICIES, Problem, policy
-from broker_server.assignment import flex_moe as engine
+from broker_server.assignment import exact as engine
 from edge_runtime.errors import ConfigError, FleetError
 
 EIGHTHS = st.integers(0, 320).map(lambda n: n / 8)

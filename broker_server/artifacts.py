@@ -101,4 +101,5 @@ class Artifacts:
 
     def _program(self, k: int, kernels: str, role: str) -> Program:
         train = self._experiment.train
-        return self._cache.get(self._spec, k, train.micro_batch or train.batch, role, kernels)
+        batch = train.micro_batch or train.batch
+        return self._cache.get(self._spec, k, batch, role, kernels, balance=train.balance_loss)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from broker_server.artifacts import Artifacts
 from broker_server.capacity import Cap, Capacity, experts_that_fit
+from broker_server.demand import Demand
 from broker_server.experiment import Experiment
+from broker_server.limits import check_budget, settled
+from broker_server.pace import Pace
 from broker_server.roster import Member, Roster
 from broker_server.work import Answer
 from edge_runtime.errors import FleetError
@@ -15,45 +19,78 @@ from edge_runtime.messages import Hello
 from edge_runtime.trainer import in_mib
 
 
+@dataclass(frozen=True)
+class Past:
+    """What earlier rounds showed of all clients; `restarted` are new processes since their work."""
+
+    caps: Mapping[str, Cap]
+    paces: Mapping[str, Pace]
+    restarted: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Capacities:
+    """What each device that can hold an expert is given.
+
+    `paces` are those of all clients, with this noted; `events` say what is new of whom.
+    """
+
+    given: dict[str, Capacity]
+    paces: dict[str, Pace]
+    events: list[str]
+
+
 def capacities_of(
     clients: Sequence[str],
     places: Sequence[str],
-    caps: Mapping[str, Cap],
+    past: Past,
+    demand: Demand,
     experiment: Experiment,
     roster: Roster,
     artifacts: Artifacts,
-) -> tuple[dict[str, Capacity], list[str]]:
-    """k of each device that can hold an expert, and what to say of the others.
+) -> Capacities:
+    """The capacities of `clients`; who cannot hold an expert sits the round out.
 
     `places` are all clients, in the order in which capacities are dealt out to them.
-    `FleetError` if they are fewer than a round needs.
+    `FleetError` if those that can hold one are fewer than a round needs, `ConfigError` if the byte
+    budget is too small for any.
     """
-    capacities: dict[str, Capacity] = {}
-    events: list[str] = []
+    all_or_nothing = experiment.assignment.policy == "full"
+    check_budget(experiment.model.experts if all_or_nothing else 1, demand)
+    given: dict[str, Capacity] = {}
+    paces, events, why = dict(past.paces), list[str](), list[str]()
     for client in clients:
+        member, cap = roster[client], past.caps.get(client)
+        before = past.paces.get(client)
+        if before is None or before.trainer != member.hello.trainer:
+            before = Pace(member.hello.trainer)  # another trainer has another pace
+        pace = before.returned(client in past.restarted)
         try:
-            held = _capacity_of(
-                roster[client], places.index(client), caps.get(client), experiment, artifacts
-            )
+            holds = _held_by(member, places.index(client), cap, experiment, artifacts)
         except FleetError as error:
-            events.append(f"{client}: sits out: {error}")
+            why.append(f"{client}: sits out: {error}")
+            if (before.k, before.limit) != (0, "memory"):
+                events.append(why[-1])
+            paces[client] = replace(pace, k=0, limit="memory", streak=0)
             continue
-        capacities[client] = held
-        if held.limit != "asked":
-            what = "1 expert" if held.k == 1 else f"{held.k} experts"
-            events.append(f"{client}: holds {what}, its {held.limit} allows no more")
+        if all_or_nothing:  # fewer are of no use
+            given[client], paces[client] = holds, replace(pace, k=holds.k, limit=holds.limit)
+        else:
+            given[client], paces[client] = settled(holds, pace, member.hello.samples, demand)
+        events += _news(client, before, given[client])
     need = experiment.round.quorum_of(len(clients))
-    if len(capacities) < need:
+    if len(given) < need:
         raise FleetError(
-            f"{len(capacities)} of {len(clients)} devices can hold an expert, round.quorum asks "
-            f"for {need}; {'; '.join(events)[:500]}"
+            f"{len(given)} of {len(clients)} devices can hold an expert, round.quorum asks "
+            f"for {need}; {'; '.join(why)[:500]}"
         )
-    return capacities, events
+    return Capacities(given, paces, events)
 
 
-def _capacity_of(
+def _held_by(
     member: Member, place: int, cap: Cap | None, experiment: Experiment, artifacts: Artifacts
 ) -> Capacity:
+    """What a device is asked for, or its memory allows."""
     hello = member.hello
     available = hello.memory_available_bytes
     if cap is not None and cap.trainer != hello.trainer:
@@ -64,6 +101,18 @@ def _capacity_of(
         return experts_that_fit(most, available, lambda k: needed, cap, least_k=most)
     need = partial(artifacts.memory_bytes, kernels=member.kernels)
     return experts_that_fit(experiment.model.experts_asked(place), available, need, cap)
+
+
+def _news(client: str, before: Pace, held: Capacity) -> list[str]:
+    """What to say of a device's capacity, if it is another than before."""
+    if (held.k, held.limit) == (before.k, before.limit):
+        return []
+    if held.limit == "asked":
+        said = before.limit != "asked"
+        return [f"{client}: holds {held.experts}, as many as it is asked for"] if said else []
+    if not held.figures:
+        return [f"{client}: holds {held.experts}, one more than before"]
+    return [f"{client}: holds {held.experts}, its {held.limit} allows no more ({held.figures})"]
 
 
 def found_caps(

@@ -1,27 +1,37 @@
-"""How many experts a device can hold: `k_c`, and what binds it.
+"""How many experts a device's memory holds; and a device's `k_c`, with what binds it.
 
 The client capacity profile of the system-level paper (arXiv 2507.05685) counts compute, memory and
-network. Memory binds here; the other two only through the number that the experiment asks for.
+network; compute and network are in `broker_server.limits`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from edge_runtime.errors import ConfigError, FleetError
 from edge_runtime.trainer import in_mib
 
 _CLEARLY_MORE = 1.25
 
+Limit = Literal["asked", "memory", "compute", "link"]
+"""What binds a device: what it is asked for, or what of it allows no more."""
+
 
 @dataclass(frozen=True)
 class Capacity:
-    """`k` experts, at least 1; `limit` names what binds it: ``asked`` or ``memory``."""
+    """`k` experts, at least 1; `limit` names what binds it, `figures` are for people to read."""
 
     k: int
-    limit: str
+    limit: Limit
+    figures: str = field(default="", compare=False)
+
+    @property
+    def experts(self) -> str:
+        """`k` in words."""
+        return count_of(self.k)
 
 
 @dataclass(frozen=True)
@@ -90,4 +100,14 @@ def experts_that_fit(
             f"training {what} needs {in_mib(scaled(least_k))} of memory, and the device has "
             f"{in_mib(max(0, memory_available_bytes))}; {advice}"
         )
-    return Capacity(k, "asked" if k == asked_k else "memory")
+    if k == asked_k:
+        return Capacity(k, "asked")
+    if k == most:
+        return Capacity(k, "memory", f"it ran out of memory with {count_of(k + 1)}")
+    has = in_mib(max(0, memory_available_bytes))
+    return Capacity(k, "memory", f"{k + 1} need {in_mib(scaled(k + 1))}, it has {has}")
+
+
+def count_of(k: int) -> str:
+    """Such as ``2 experts``."""
+    return "1 expert" if k == 1 else f"{k} experts"

@@ -1,4 +1,4 @@
-"""The server's commands: run, server, broker, data, report, programs.
+"""The server's commands: run, server, broker, data, report, programs, assign.
 
 `device` and `bench` are passed on.
 """
@@ -180,6 +180,52 @@ def programs(
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from None
     print(f"the programs are in {directory}")
+
+
+@app.command()
+def assign(
+    quality: Annotated[
+        Path, typer.Option(metavar="Q.npy", help="How well each expert fits, [clients, experts].")
+    ],
+    samples: Annotated[
+        str, typer.Option(metavar="n.npy|N", help="Each client's samples, [clients], or one N.")
+    ],
+    capacity: Annotated[
+        str, typer.Option(metavar="k.npy|K", help="Each client's experts, [clients], or one K.")
+    ],
+    policy: Annotated[str, typer.Option(metavar="NAME", help="Who decides.")] = "flex_moe",
+    delta: Annotated[
+        float, typer.Option(help="Tolerance of the load bounds, of the fair share.")
+    ] = 0.02,
+    solver: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of flex_moe: auto, exact or prices [default: auto]."),
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="H.npy", help="The experts' loads before, [experts] [default: 0]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Breaks ties.")] = 0,
+    fixed: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What --policy fixed assigns.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="X.npy", help="Where the answer goes [default: X.npy, if it is not there]."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Assign experts by matrices of your own (.npy): writes X, prints how good it is."""
+    from broker_server import assign_command
+
+    report = assign_command.run(
+        assign_command.Request(
+            quality, samples, capacity, policy, delta, solver, history, seed, fixed, out
+        )
+    )
+    print(assign_command.to_json(report) if as_json else assign_command.to_text(report))
 
 
 _PASSED_ON = {

@@ -38,8 +38,8 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ())
     """The experiment in the file `path`, changed by `overrides` such as ``train.epochs=3``.
 
     An override's value is read as TOML, and as a plain text where that fails or where the key wants
-    a text. ``data.path`` comes back absolute: in the file it starts at the file's folder, in an
-    override at the working directory. Raises `ConfigError`.
+    a text. ``data.path`` and ``assignment.file`` come back absolute: in the file they start at the
+    file's folder, in an override at the working directory. Raises `ConfigError`.
     """
     file = Path(path)
     raw = _read(file)
@@ -93,10 +93,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _anchor(raw: dict[str, Any], folder: Path) -> None:
-    """Make ``data.path`` absolute, in place; a relative one starts at `folder`."""
-    data = raw.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"]:
-        data["path"] = os.path.abspath(folder / os.path.expanduser(data["path"]))
+    """Make paths absolute, in place; a relative one starts at `folder`."""
+    for name, key in (("data", "path"), ("assignment", "file")):
+        section = raw.get(name)
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+            section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -8,6 +8,7 @@ columns.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +32,8 @@ from broker_server.tables import figure, human_bytes, render
 
 _PLAIN_WIDTH = 100
 
-# Title and width of each column, 80 in all. Accuracies are of the global model, and the mean of the
-# devices' own; "ok" is how many answers counted, of how many devices that had work.
+# Title and width of each column. Accuracies are of the global model, and the mean of the devices'
+# own; "ok" is how many answers counted, of how many devices that had work.
 _COLUMNS = (
     ("round", 5),
     ("global", 7),
@@ -45,6 +46,10 @@ _COLUMNS = (
     ("seconds", 8),
     ("ok", 7),
 )
+# The assignment's certificate: how far from the best it can be, the samples by which it misses its
+# load bounds, and the seconds that it took.
+_CERTIFICATE = (("gap", 8), ("slack", 6), ("assign", 7))
+_WIDTH = sum(width for _, width in _COLUMNS + _CERTIFICATE)
 
 
 class Console:
@@ -108,11 +113,16 @@ class Console:
         if not self._rows:
             if self._joined < self._expected:
                 self._line(f"{self._joined} of {self._expected} devices are there; starting")
-            self._line("".join(title.rjust(width) for title, width in _COLUMNS), "bold")
+            columns = _COLUMNS if self._narrow else _COLUMNS + _CERTIFICATE
+            self._line("".join(title.rjust(width) for title, width in columns), "bold")
         self._rows += 1
-        line = "".join(
-            cell.rjust(width) for cell, (_, width) in zip(_cells(record), _COLUMNS, strict=True)
-        )
+        line = _row(_cells(record), _COLUMNS)
+        gap, slack, seconds = certificate = _certificate(record)
+        if self._narrow:
+            self._line(line)
+            line = f"       gap {gap}, slack {slack} samples, assigned in {seconds} s"
+        else:
+            line += _row(certificate, _CERTIFICATE)
         notes = "; ".join(_notes(record))
         if self._live:
             self._line(line)
@@ -138,6 +148,11 @@ class Console:
                 self._line(line.rstrip())
         self._line("")
         self._line(f"Everything is in {directory}")
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether the certificate needs a line of its own."""
+        return self._live and self._terminal.width < _WIDTH
 
     def _line(self, text: str, style: str = "") -> None:
         if self._live:
@@ -195,6 +210,16 @@ def _cells(record: RoundRecord) -> list[str]:
     ]
 
 
+def _row(cells: Sequence[str], columns: Sequence[tuple[str, int]]) -> str:
+    return "".join(cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True))
+
+
+def _certificate(record: RoundRecord) -> list[str]:
+    """The gap in percent, the slack in samples, the seconds."""
+    gap = "-" if math.isnan(record.gap) else f"{100 * record.gap:.2f} %"
+    return [gap, str(record.violated_samples), figure(record.assign_s, 3)]
+
+
 def _notes(record: RoundRecord) -> list[str]:
     """What did not go to plan: missed bounds, devices left out, dropped messages, events."""
     by_status: dict[str, dict[str, str]] = {}
@@ -203,7 +228,9 @@ def _notes(record: RoundRecord) -> list[str]:
             by_status.setdefault(client.status, {})[client.client] = client.detail
     notes = [f"{status}: {_some(details)}" for status, details in by_status.items()]
     if record.violated_samples:
-        notes.append(f"load bounds missed by {record.violated_samples} samples")
+        least = record.least_violation
+        proven = "" if math.isnan(least) else f" (at best {round(least)})"
+        notes.append(f"load bounds missed by {record.violated_samples} samples{proven}")
     if record.drops:
         notes.append(f"{sum(record.drops.values())} messages dropped")
     told = {f"{c.client}: {c.status}: {c.detail}" for c in record.clients if c.status != "ok"}

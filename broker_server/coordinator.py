@@ -7,24 +7,28 @@ world stands in `Federation`; what it leaves is the next `State` and a `RoundRec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from broker_server import fitness, load
+from broker_server import load
 from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
-from broker_server.assignment import AssignmentPolicy, Problem
-from broker_server.capacities import begun_again, capacities_of, found_caps
+from broker_server.assignment import AssignmentPolicy
+from broker_server.capacities import Past, begun_again, capacities_of, found_caps
 from broker_server.capacity import Cap
+from broker_server.demand import Demand
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
+from broker_server.pace import Pace, paces_after
+from broker_server.participation import choose
 from broker_server.record import RoundRecord
 from broker_server.recording import make_record
 from broker_server.roster import Roster
+from broker_server.round_problem import round_problem
+from broker_server.scores import Scores
 from broker_server.seeds import derive_seed
 from broker_server.spool import Spool
 from broker_server.state import State
@@ -63,9 +67,12 @@ class Attempt:
 class FewerExperts(Exception):
     """Too few devices answered, since some had too little memory: try again with these caps."""
 
-    def __init__(self, caps: Mapping[str, Cap], attempt: Attempt) -> None:
+    def __init__(
+        self, caps: Mapping[str, Cap], paces: Mapping[str, Pace], attempt: Attempt
+    ) -> None:
         super().__init__("some devices must be given fewer experts")
         self.caps = caps
+        self.paces = paces
         self.attempt = attempt  # the next one
 
 
@@ -86,20 +93,24 @@ def run_round(
 
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
     places = (*state.places, *(client for client in present if client not in state.places))
-    capacities, events = capacities_of(
-        present, places, state.caps, experiment, federation.roster, federation.artifacts
+    past = Past(state.caps, state.paces, federation.exchange.restarted)
+    demand = Demand.of(state.model, experiment)
+    held = capacities_of(
+        present, places, past, demand, experiment, federation.roster, federation.artifacts
     )
-    clients = list(capacities)
-    capacity = np.array([held.k for held in capacities.values()])
+    # Of those who can hold an expert, some take part, in fair turns.
+    turns = derive_seed(experiment.seed, number, "participation")
+    share = experiment.participation
+    clients, credit = choose(list(held.given), state.credit, share.fraction, share.count, turns)
+    capacity = np.array([held.given[client].k for client in clients])
     sizes = {client: federation.roster[client].hello.samples for client in clients}
     samples = np.array(list(sizes.values()))
 
     # 3. Assign: the most quality under balanced load.
-    lower, upper = load.bounds(state.load, samples, capacity, experiment.assignment.delta)
-    quality, trials = scores_of(state, clients, experiment)
-    promise = quality + fitness.exploration_bonus(trials, state.round, experiment.fitness.explore)
-    seed = derive_seed(experiment.seed, number, "assignment")
-    assignment = federation.policy(Problem(promise, samples, capacity, lower, upper, seed))
+    scores = Scores.of(state, clients, experiment)
+    assignment = federation.policy(
+        round_problem(state, scores, samples, capacity, places, experiment)
+    )
 
     # 4. Push, 5. train, 6. collect: devices fetch what they lack, and report.
     experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
@@ -110,11 +121,12 @@ def run_round(
     reports = {c: a.report for c, a in answers.items() if a.report is not None}
     found = found_caps(answers, experts, hellos)
     caps = {**state.caps, **found}
+    paces = paces_after(held.paces, answers, sizes, demand)
     need = experiment.round.quorum_of(len(clients))
     if len(reports) < need:
         if found:
             again = (*attempt.events, *missing(answers), begun_again(number, found))
-            raise FewerExperts(caps, Attempt(attempt.number + 1, attempt.began_s, again))
+            raise FewerExperts(caps, paces, Attempt(attempt.number + 1, attempt.began_s, again))
         raise FleetError(
             f"round {number}: {len(reports)} of {len(clients)} devices answered in time, "
             f"round.quorum asks for {need}; {_why(answers)}"
@@ -131,26 +143,20 @@ def run_round(
     federation.spool.clear()
 
     # 8. Score and evaluate. Load counts what was trained: a lost update leaves its deficit.
-    settings = experiment.fitness
-    for i, client in enumerate(clients):
-        if client in reports:
-            report = reports[client]
-            scores = fitness.fitness(
-                report.loss, report.hits, report.usage, settings.mode, settings.alpha
-            )
-            quality = fitness.update_quality(
-                quality, i, report.experts, scores, report.usage, settings.beta
-            )
     trained = assignment.X & np.array([[client in reports] for client in clients])
-    state = State(
-        session=state.session,
+    routed = state.routed
+    for report in reports.values():
+        routed = load.update_routed(routed, report.experts, report.usage)
+    state = replace(
+        scores.after(reports, assignment.X, experiment).into(state),
         round=number,
         model=model,
-        quality={**state.quality, **dict(zip(clients, quality, strict=True))},
-        trials={**state.trials, **dict(zip(clients, trials + trained, strict=True))},
         load=load.update(state.load, trained, samples),
+        routed=routed,
+        credit=credit,
         places=places,
         caps=caps,
+        paces=paces,
     )
     record = make_record(
         state,
@@ -161,7 +167,7 @@ def run_round(
         answers,
         federation.evaluation.accuracy(state.model),
         federation.traffic.cut(),
-        [*attempt.events, *missing(answers), *events, *federation.incidents()],
+        [*attempt.events, *missing(answers), *held.events, *federation.incidents()],
         time.monotonic() - attempt.began_s,
     )
     return state, record
@@ -179,7 +185,8 @@ def run_rounds(
         try:
             state, record = run_round(state, federation, attempt)
         except FewerExperts as again:  # ends: each time some device is given fewer
-            state, attempt = replace(state, caps=again.caps), again.attempt
+            state = replace(state, caps=again.caps, paces=again.paces)
+            attempt = again.attempt
             continue
         attempt = None
         finished(state, record)
@@ -200,19 +207,6 @@ def present_clients(federation: Federation) -> list[str]:
             "lower round.quorum or data.devices"
         )
     return clients
-
-
-def scores_of(
-    state: State, clients: Sequence[str], experiment: Experiment
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Q and the trials [C, E] of these clients; newcomers start at q0 and 0."""
-    experts = experiment.model.experts
-    quality = fitness.initial_quality(len(clients), experts, experiment.fitness.q0)
-    trials = np.zeros((len(clients), experts), np.int64)
-    for i, client in enumerate(clients):
-        if client in state.quality:
-            quality[i], trials[i] = state.quality[client], state.trials[client]
-    return quality, trials
 
 
 def missing(answers: Mapping[str, Answer]) -> list[str]:

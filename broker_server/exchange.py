@@ -32,7 +32,7 @@ from edge_runtime.messages import (
     Welcome,
     same_work,
 )
-from edge_runtime.transfer import Download, serve
+from edge_runtime.transfer import serve
 
 log = logging.getLogger("flexmoe.server")
 
@@ -65,6 +65,8 @@ class Exchange:
         self._clock = clock
         self._connections = mailbox.link.connections
         self._progress: dict[str, Progress] = {}
+        # Who has said hello as a new process since it was last given work.
+        self.restarted: set[str] = set()
 
     def gather(
         self,
@@ -98,6 +100,7 @@ class Exchange:
         `rejoin_s` seconds.
         """
         self._spool.clear()
+        self.restarted -= work.assigns.keys()
         # A device that returns with other data, or is refused, does not change this round's count.
         self._progress = {
             client: Progress(work, assign, self._roster[client].hello.samples)
@@ -132,11 +135,12 @@ class Exchange:
     def _close(self, client: str, progress: Progress) -> Answer:
         if progress.answer is not None:
             return progress.answer
+        observed = progress.observed(self._clock())
         if progress.gone_at_s is not None:
             self._roster.leave(client)
-            return Answer("gone", "disconnected and did not return in time")
+            return Answer("gone", "disconnected and did not return in time", observed=observed)
         what = "its update was not complete" if progress.report else "no answer"
-        return Answer("late", f"{what} by the deadline")
+        return Answer("late", f"{what} by the deadline", observed=observed)
 
     def _mind_own_connection(self) -> None:
         """After a reconnect of ours: what was said in between is lost, so ask who is there."""
@@ -157,6 +161,7 @@ class Exchange:
                 now_s = self._clock()
                 if wants := progress.download.wants(now_s):
                     self._mailbox.send(client, Fetch(wants))
+                progress.asked_s = progress.asked_s or now_s
                 progress.heard_s = progress.heard_s or now_s
                 active += now_s - progress.heard_s < STALL_S
             if active == MAX_DOWNLOADS:
@@ -182,10 +187,10 @@ class Exchange:
         match message:
             case Hello():
                 self._greet(client, message)
-            case Gone():
+            case Gone(reason):
                 self._roster.leave(client)
-                if client in self._progress:
-                    self._progress[client].gone_at_s = self._clock()
+                if (progress := self._progress.get(client)) is not None:
+                    progress.go(reason, self._clock())
                 # The last will of a connection may come after the next one's hello: ask.
                 self._mailbox.send(client, Rollcall(self._session))
             case Fetch():
@@ -198,23 +203,27 @@ class Exchange:
                 progress = self._current(client, message)
                 if progress.answer is not None:
                     raise WireError("duplicate", f"round {message.round} is closed for this device")
-                progress.answer = Answer(
-                    "failed", message.reason, needed_bytes=max(0, message.needed_bytes)
-                )
+                needed_bytes = max(0, message.needed_bytes)
+                progress.answer = Answer("failed", message.reason, needed_bytes=needed_bytes)
             case _:
                 raise WireError("stale", f"{type(message).__name__} outside of a round")
 
     def _greet(self, client: str, hello: Hello) -> None:
+        # A process knows its session until it ends; at first it may say the same hello twice.
+        there = client in self._roster and self._roster[client].present
+        anew = hello.session != self._session and not there
         answer = self._roster.admit(client, hello)
         if isinstance(answer, Welcome):
             self._mailbox.know(client)
+            if anew:
+                self.restarted.add(client)
         self._mailbox.send(client, answer)
         progress = self._progress.get(client)
         if progress is None or progress.answer is not None:
             return
         if isinstance(answer, Welcome):
             # It lost the connection, or died and came back: it may not know of its work.
-            progress.gone_at_s = None
+            progress.come(anew)
             self._mailbox.send(client, progress.assign)
         else:
             progress.answer = Answer("rejected", answer.reason)
@@ -248,11 +257,10 @@ class Exchange:
             raise WireError("duplicate", f"round {report.round} was reported before")
         try:
             check_report(report, progress.assign, progress.samples, progress.work.model)
-            download = Download(report.update)
+            progress.begin_download(report)
         except WireError as error:
             progress.answer = Answer("rejected", str(error))
             raise
-        progress.report, progress.download, progress.heard_s = report, download, None
         self._mailbox.learn(client, report)
 
     def _take_chunk(self, client: str, chunk: Chunk) -> None:
@@ -279,7 +287,7 @@ class Exchange:
 
     def _finish(self, client: str, progress: Progress, report: Report) -> None:
         """All blobs are on disk: accept the update if it makes sense."""
-        progress.download = None
+        observed, progress.download = progress.observed(self._clock()), None
         self._mailbox.send(client, Received(report.session, report.round, report.attempt))
         blobs = {ref.kind: self._spool.get(client, ref.kind) for ref in report.update}
         size, model = progress.samples, progress.work.model
@@ -288,4 +296,4 @@ class Exchange:
         except WireError as error:
             progress.answer = Answer("rejected", str(error))
             raise
-        progress.answer = Answer("ok", report=report)
+        progress.answer = Answer("ok", report=report, observed=observed)

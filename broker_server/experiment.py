@@ -99,15 +99,48 @@ class Fitness(Section):
 class Assignment(Section):
     """Who trains which experts."""
 
-    policy: Literal["flex_moe", "greedy", "random", "full"] = Field(
-        default="flex_moe",
-        description="flex_moe: most quality under load bounds; greedy: each device's top k by "
-        "quality; random: any k; full: every expert to every device.",
+    policy: Literal["flex_moe", "desirability", "greedy", "random", "rolling", "full", "fixed"] = (
+        Field(
+            default="flex_moe",
+            description="flex_moe: most quality under load bounds; desirability: each device's "
+            "top k by quality less usage; greedy: its top k by quality; random: any k; rolling: "
+            "the next k in turn; full: every expert to every device; fixed: as in a file.",
+        )
+    )
+    solver: Literal["auto", "exact", "prices"] = Field(
+        default="auto",
+        description="Of flex_moe. exact: an integer program; prices: near optimal at any size, "
+        "certified; auto: prices, then exact where the fleet is small.",
     )
     delta: float = Field(
         default=0.02,
         ge=0,
-        description="Tolerance of the load bounds around the fair share, as a fraction of it.",
+        description="Tolerance of the load bounds around the fair share, as a fraction of it; half "
+        "a mean device's samples where that is more.",
+    )
+    balance: Literal["assigned", "routed", "both"] = Field(
+        default="assigned",
+        description="Which load is to be even: assigned, the samples of an expert's devices (the "
+        "paper's); routed, the samples that gates send to it; both: the mean of the two.",
+    )
+    penalty: float = Field(
+        default=1.0, ge=0, description="Of desirability: weight of the usage of an expert."
+    )
+    file: FilePath = Field(
+        default="",
+        description="Of fixed: a .npy of 0 and 1 [devices, experts], as `flexmoe assign` writes "
+        "it. A relative path starts at the experiment file's folder.",
+    )
+
+
+class Participation(Section):
+    """How many of the devices that are there take part in a round, in fair turns."""
+
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the devices that are there, rounded up."
+    )
+    count: int = Field(
+        default=0, ge=0, le=MOST, description="How many devices, at most; 0: as fraction says."
     )
 
 
@@ -130,6 +163,12 @@ class Round(Section):
         default=10.0,
         ge=0,
         description="Seconds that a round waits for a device that lost its connection.",
+    )
+    byte_budget: int = Field(
+        default=0,
+        ge=0,
+        description="Bytes of weights that a device moves in a round, both directions together; 0 "
+        "is no budget.",
     )
     quorum: float = Field(
         default=0.5, gt=0, le=1, description="Share of the devices that a round needs."
@@ -174,6 +213,7 @@ class Experiment(Section):
     train: Train = Train()
     fitness: Fitness = Fitness()
     assignment: Assignment = Assignment()
+    participation: Participation = Participation()
     gate: Gate = Gate()
     round: Round = Round()
     broker: Broker = Broker()
@@ -231,6 +271,8 @@ class Experiment(Section):
                     "natural split, only har has",
                 )
             )
+        if self.assignment.policy == "fixed" and not self.assignment.file:
+            found.append(("assignment.file", "the .npy of the fixed assignment"))
         if self.train.micro_batch and self.train.batch % self.train.micro_batch:
             divides = f"a divisor of train.batch = {self.train.batch}, or 0"
             found.append(("train.micro_batch", divides))

@@ -5,17 +5,33 @@ trained it, over all rounds so far: who did not answer leaves a deficit to make 
 (arXiv 2512.23070) bounds a round's load from both sides and mentions the experts' historical
 deficit, but its formulas for the two bounds are not public. `bounds` is this project's
 reconstruction, not the paper's text.
+
+Assignments are not samples: a gate may send everything to one of its k experts. So load is also
+counted as it was *routed*: of a client's `n_c k_c`, each of its experts gets `k_c * usage`, and
+`R[e]` is their sum. Both kinds add up to the same total, and share one set of bounds. Which is to
+be even is the `Balance`:
+
+- ``assigned``: H, the paper's rule.
+- ``routed``: R, where a round's part is foretold (`broker_server.forecast`).
+- ``both``: their mean, as one load. It evens out that mean, so each kind is left with about half
+  of the imbalance that the other rule would leave it with.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_runtime.errors import ConfigError
+
+Balance = Literal["assigned", "routed", "both"]
+
+_GRAIN = 0.5  # of a mean client's samples
+_MOST_ASSIGNED = 3  # by how much an expert's assignments may exceed its routed load in `history`
 
 
 def bounds(
@@ -28,19 +44,25 @@ def bounds(
 
     A reconstruction. With `W = sum_c n_c k_c`, the load that this round hands out, the fair
     cumulative share is `T = (sum_e H[e] + W) / E`, and the round should bring every expert to
-    within `delta` of it::
+    within `slack` of it::
 
-        lower[e] = max(0, (1 - delta) T - H[e])      upper[e] = max(0, (1 + delta) T - H[e])
+        lower[e] = max(0, T - slack - H[e])      upper[e] = max(0, T + slack - H[e])
 
-    history [E]: H before the round. samples, capacity [C]: n_c and k_c of the clients that take
-    part. delta: tolerance, 0 or more; `ConfigError` otherwise. The bounds may be impossible to
-    keep: loads come in blocks of n_c, and a round cannot make good any deficit.
+    where slack is `delta T`, or half of a mean client's samples if that is more: loads come in
+    blocks of n_c, and to hit a share more finely than its blocks would cost quality for nothing, as
+    what is missing now is made good in the next round.
+
+    history [E]: H before the round, or the load of another `Balance`. samples, capacity [C]: n_c
+    and k_c of the clients that take part. delta: tolerance, 0 or more; `ConfigError` otherwise. The
+    bounds may be impossible to keep: a client may have more samples than an expert's share, and a
+    round cannot make good any deficit.
     """
     if not (math.isfinite(delta) and delta >= 0):
         raise ConfigError(f"delta: the load tolerance must be 0 or more, not {delta}")
     share = (history.sum() + samples @ capacity) / len(history)
-    lower = np.maximum(0.0, (1 - delta) * share - history)
-    upper = np.maximum(0.0, (1 + delta) * share - history)
+    slack = max(delta * share, _GRAIN * samples.mean())
+    lower = np.maximum(0.0, share - slack - history)
+    upper = np.maximum(0.0, share + slack - history)
     return lower, upper
 
 
@@ -52,10 +74,60 @@ def update(
     return new
 
 
+def update_routed(
+    routed: NDArray[np.int64], experts: Sequence[int], usage: ArrayLike
+) -> NDArray[np.int64]:
+    """The routed loads [E] after a client trained `experts` [k], no two alike.
+
+    usage [k]: the samples routed to each. Adds `k * usage`, in all the client's n k.
+    """
+    new = routed.copy()
+    new[np.asarray(experts, dtype=np.int64)] += len(experts) * np.asarray(usage, dtype=np.int64)
+    return new
+
+
+def history(
+    balance: Balance, assigned: NDArray[np.int64], routed: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The load [E] to be balanced so far, out of H `assigned` [E] and R `routed` [E].
+
+    Under ``routed`` an expert counts for a third of its H at least. Else one that every gate
+    avoids, whose deficit no assignment can make good, would be given to every client for ever; so
+    its H ends at three times what the others are routed. (Under ``both``, at twice the mean H.)
+    """
+    _require_known(balance)
+    if balance == "assigned":
+        return assigned.astype(np.float64)
+    if balance == "routed":
+        return np.maximum(routed, assigned / _MOST_ASSIGNED)
+    return (assigned + routed) / 2
+
+
+def weights(
+    balance: Balance, samples: NDArray[np.int64], shares: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """The load [C, E] that each pair would bring in this round, as `Problem.weight` takes it.
+
+    None under ``assigned``, where it is n_c for each expert. samples [C]: n_c. shares [C, E]: from
+    `broker_server.forecast.predict`; `n_c * share` is what an expert would be routed.
+    """
+    _require_known(balance)
+    if balance == "assigned":
+        return None
+    return samples[:, None] * (shares if balance == "routed" else (1 + shares) / 2)
+
+
+def _require_known(balance: str) -> None:
+    if balance not in get_args(Balance):
+        raise ConfigError(
+            f"unknown balance {balance!r}; choose one of {', '.join(get_args(Balance))}"
+        )
+
+
 def coefficient_of_variation(values: ArrayLike) -> float:
     """Standard deviation (of the population) over mean of `values` [E], none negative.
 
-    0 when all are 0. `load_cv` is this of the cumulative loads, `usage_cv` of a round's routed
+    0 when all are 0. `load_cv` is this of the cumulative loads H, `usage_cv` of a round's routed
     samples.
     """
     array = np.asarray(values, dtype=np.float64)

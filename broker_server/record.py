@@ -81,13 +81,14 @@ class RoundRecord:
     `loss` is the mean training loss, weighted by samples. `uplink_bytes` and `downlink_bytes` are
     wire bytes, of all devices. `load_cv` and `usage_cv` are std / mean over the experts of `load`
     (H, samples assigned and trained since the first round) and of `usage` (samples routed in this
-    round), both [E]. `train_s` is the slowest device's. `participants` had work, `answered` of them
-    counted. `objective`, `bound` and `gap` (a fraction) are the assignment's certificate;
-    `violated_samples` is by how many samples, over all experts, it misses its load bounds. `bytes`
-    are the ledger's rows for this round; `socket_sent_bytes` and `socket_received_bytes` are what
-    the server's own socket saw. `drops` counts dropped messages by reason. `devices` are those that
-    were there. The store keeps one description of a device, the newest, and gives it back with the
-    round that brought it.
+    round), both [E]; `routed_cv` is that of R, k times the samples routed since the first round.
+    `train_s` is the slowest device's. `participants` had work, `answered` of them counted.
+    `objective`, `bound` and `gap` (a fraction) are the assignment's certificate; `violated_samples`
+    is by how many samples, over all experts, it misses its load bounds, and no assignment misses
+    them by less than `least_violation`. `bytes` are the ledger's rows for this round;
+    `socket_sent_bytes` and `socket_received_bytes` are what the server's own socket saw. `drops`
+    counts dropped messages by reason. `devices` are those that were there. The store keeps one
+    description of a device, the newest, and gives it back with the round that brought it.
     """
 
     round: int
@@ -98,6 +99,7 @@ class RoundRecord:
     downlink_bytes: int
     load_cv: float
     usage_cv: float
+    routed_cv: float
     assign_s: float
     train_s: float
     round_s: float
@@ -107,6 +109,7 @@ class RoundRecord:
     bound: float
     gap: float
     violated_samples: int
+    least_violation: float
     solver: str
     socket_sent_bytes: int
     socket_received_bytes: int

@@ -14,7 +14,7 @@ from typing import Any
 from broker_server.record import ClientRound, Device, RoundRecord
 from edge_runtime.ledger import LedgerRow
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _LISTS = ("load", "usage", "clients", "bytes", "drops", "events", "devices")
 _ROUND_COLUMNS = tuple(f.name for f in fields(RoundRecord) if f.name not in _LISTS)
@@ -27,8 +27,9 @@ CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE rounds (
     round INTEGER PRIMARY KEY, global_accuracy REAL, device_accuracy REAL, loss REAL,
     uplink_bytes INTEGER, downlink_bytes INTEGER, load_cv REAL, usage_cv REAL,
-    assign_s REAL, train_s REAL, round_s REAL, participants INTEGER, answered INTEGER,
-    objective REAL, bound REAL, gap REAL, violated_samples INTEGER, solver TEXT,
+    routed_cv REAL, assign_s REAL, train_s REAL, round_s REAL, participants INTEGER,
+    answered INTEGER, objective REAL, bound REAL, gap REAL, violated_samples INTEGER,
+    least_violation REAL, solver TEXT,
     socket_sent_bytes INTEGER, socket_received_bytes INTEGER);
 CREATE TABLE experts ({_OF_ROUND}, expert INTEGER, load INTEGER, usage INTEGER,
     PRIMARY KEY (round, expert));

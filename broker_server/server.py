@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from broker_server.artifacts import Artifacts
-from broker_server.assignment import policy
 from broker_server.config import load_experiment, to_toml
 from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
@@ -20,6 +19,7 @@ from broker_server.host import Host
 from broker_server.record import RoundRecord
 from broker_server.report import replace_file, write_report
 from broker_server.roster import Roster
+from broker_server.round_problem import chosen_policy
 from broker_server.sink import Facts, Sink
 from broker_server.spool import Spool
 from broker_server.state import State
@@ -70,7 +70,7 @@ def serve(
             spool=spool,
             codec=codec,
             artifacts=Artifacts(experiment, spec, ProgramCache(), codec),
-            policy=policy(experiment.assignment.policy),
+            policy=chosen_policy(experiment),
             evaluation=GlobalEvaluation(
                 spec, dataset.x_test, dataset.y_test, experiment.gate.mode == "local"
             ),
@@ -176,6 +176,7 @@ def _first_state(experiment: Experiment, spec: ModelSpec, store: Store) -> State
         quality={},
         trials={},
         load=np.zeros(spec.experts, np.int64),
+        routed=np.zeros(spec.experts, np.int64),
     )
 
 

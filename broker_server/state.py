@@ -10,23 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_server.capacity import Cap
+from broker_server.pace import Pace
 from edge_runtime.blob import digest
 from edge_runtime.codec import RawCodec
 from edge_runtime.errors import DataError
 from edge_runtime.messages import DIGEST_BYTES
 from edge_runtime.parts import ModelParts, merge, split
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
 class State:
     """After `round` rounds of `session`.
 
-    `quality` and `trials` (rounds in which the pair trained) are [E] by client, `load` is H [E].
+    `quality`, `trials` (rounds in which the pair trained) and `shares` (routed; NaN: unknown) are
+    [E] by client. `load` is H and `routed` R, both [E]. `credit` is of the clients that rounds
+    choose from.
     `places` are all clients in the order in which rounds first saw them, within a round by name: a
     list of capacities in the experiment is dealt out in this order. `caps` are of the clients whose
-    memory did not hold what they were given.
+    memory did not hold what they were given; `paces` are what the rounds showed of each client.
     """
 
     session: str
@@ -35,8 +38,12 @@ class State:
     quality: Mapping[str, NDArray[np.float64]]
     trials: Mapping[str, NDArray[np.int64]]
     load: NDArray[np.int64]
+    routed: NDArray[np.int64]
+    shares: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    credit: Mapping[str, float] = field(default_factory=dict)
     places: tuple[str, ...] = ()
     caps: Mapping[str, Cap] = field(default_factory=dict)
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """A checkpoint: the digest of what follows, and a msgpack map."""
@@ -49,8 +56,12 @@ class State:
                 "quality": {client: row.tolist() for client, row in self.quality.items()},
                 "trials": {client: row.tolist() for client, row in self.trials.items()},
                 "load": self.load.tolist(),
+                "routed": self.routed.tolist(),
+                "shares": {client: row.tolist() for client, row in self.shares.items()},
+                "credit": dict(self.credit),
                 "places": list(self.places),
                 "caps": {client: astuple(cap) for client, cap in self.caps.items()},
+                "paces": {client: pace.to_plain() for client, pace in self.paces.items()},
             }
         )
         return digest(packed) + packed
@@ -74,6 +85,10 @@ class State:
             quality={client: np.array(row) for client, row in raw["quality"].items()},
             trials={c: np.array(row, dtype=np.int64) for c, row in raw["trials"].items()},
             load=np.array(raw["load"], dtype=np.int64),
+            routed=np.array(raw["routed"], dtype=np.int64),
+            shares={c: np.array(row, dtype=np.float64) for c, row in raw["shares"].items()},
+            credit=raw["credit"],
             places=tuple(raw["places"]),
             caps={client: Cap(*cap) for client, cap in raw["caps"].items()},
+            paces={client: Pace.from_plain(pace) for client, pace in raw["paces"].items()},
         )

@@ -21,7 +21,8 @@ class Train(Section):
         ge=0,
         le=MOST,
         description="Samples that a device computes at once; their gradients are summed up to the "
-        "step's. Fewer take less memory, the result is the same. A divisor of batch; 0: all.",
+        "step's. Fewer take less memory, the result is the same (but for a balance term, which "
+        "sees one micro-batch at a time). A divisor of batch; 0: all.",
     )
     optimizer: OptimizerName = Field(
         default="sgd", description="SGD with momentum, or AdamW, as in PyTorch."
@@ -48,6 +49,12 @@ class Train(Section):
         ge=0,
         description="Longest gradient, as one vector of all weights; longer ones are scaled down "
         "to it. 0: as long as they come.",
+    )
+    balance_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the balance term of the training loss (Switch Transformers): each "
+        "device's gate is drawn to use all of its experts; 0 leaves it out.",
     )
     trainer: Literal["native", "executorch"] = Field(
         default="native",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker_server.record import Status
 from edge_runtime.messages import Assign, Report
 from edge_runtime.parts import ModelParts
 from edge_runtime.transfer import Download
+
+LAST_WILL = "connection lost"
+"""The reason in the last will of a device, which a broker sends when its connection is lost."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,42 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """What the server saw of a device at work, whatever it answered.
+
+    `uplink_bytes` of its update arrived in the `uplink_s` seconds since they were asked for.
+    `telemetry` is that of a report whose update did not arrive whole in time; the device was
+    `kept_waiting` if none of it was asked for. It `vanished` if it went without a goodbye and was
+    not back when the round closed; it `restarted` if it lost its connection and came as another
+    process.
+    """
+
+    uplink_bytes: int = 0
+    uplink_s: float = 0.0
+    telemetry: Mapping[str, float] = field(default_factory=dict)
+    kept_waiting: bool = False
+    vanished: bool = False
+    restarted: bool = False
+
+
+@dataclass(frozen=True)
 class Answer:
     """What came of one device's work; with status ``ok`` its update is in the spool.
 
-    `needed_bytes` is what a device says that the work needs, if it failed for lack of memory.
+    `needed_bytes` is what a device says that the work needs, if it failed for lack of memory. Equal
+    answers may have been observed differently.
     """
 
     status: Status
     detail: str = ""
     report: Report | None = None
     needed_bytes: int = 0
+    observed: Observed = field(default_factory=Observed, compare=False)
+
+    @property
+    def telemetry(self) -> Mapping[str, float]:
+        """What the device measured, if it came to report; any figures."""
+        return self.report.telemetry if self.report else self.observed.telemetry
 
 
 @dataclass
@@ -45,6 +74,39 @@ class Progress:
     samples: int
     report: Report | None = None
     download: Download | None = None
+    update_bytes: int = 0  # to download
+    asked_s: float | None = None  # for the first chunk
     heard_s: float | None = None  # the last chunk, or the begin of waiting for the first
     gone_at_s: float | None = None
+    said_goodbye: bool = False  # when it went the last time
+    lost: bool = False  # its last will came
+    reborn: bool = False  # it came as another process
     answer: Answer | None = None
+
+    def go(self, reason: str, now_s: float) -> None:
+        """The device said that it goes, or its last will did."""
+        self.gone_at_s, self.said_goodbye = now_s, reason != LAST_WILL
+        self.lost |= reason == LAST_WILL
+
+    def come(self, anew: bool) -> None:
+        """It said hello; `anew`: as a new process."""
+        self.gone_at_s, self.said_goodbye = None, False
+        self.reborn |= anew
+
+    def begin_download(self, report: Report) -> None:
+        """The device reported; `WireError` if its update makes no sense."""
+        self.download = Download(report.update)
+        self.report, self.update_bytes = report, self.download.missing_bytes
+        self.asked_s = self.heard_s = None
+
+    def observed(self, now_s: float) -> Observed:
+        """What was seen of the device until now; its download is open, or was never begun."""
+        missing_bytes = self.download.missing_bytes if self.download else self.update_bytes
+        return Observed(
+            uplink_bytes=self.update_bytes - missing_bytes,
+            uplink_s=0.0 if self.asked_s is None else now_s - self.asked_s,
+            telemetry=self.report.telemetry if self.report else {},
+            kept_waiting=self.report is not None and self.asked_s is None,
+            vanished=self.gone_at_s is not None and not self.said_goodbye,
+            restarted=self.lost and self.reborn,
+        )

@@ -147,10 +147,10 @@ class Agent:
     def _work(self, work: Assign) -> _Finished:
         """Fetch, train, evaluate; the report and the update that it names."""
         check_work(work)
-        began_s = self._clock()
         self._telemetry.begin()
         with self._shelf.hold(ref.digest for ref in references(work)):
-            self._fetch(work)
+            began_s = self._clock()
+            fetch_bytes = self._fetch(work)
             fetch_s = self._clock() - began_s
             before = self._workbench.prepare(work)
             # Of earlier rounds keep as much again: an expert may come back as it was.
@@ -173,6 +173,7 @@ class Agent:
             telemetry={
                 **self._telemetry.read(),
                 "fetch_s": fetch_s,
+                "fetch_bytes": float(fetch_bytes),
                 "train_s": outcome.train_s,
                 "train_steps": float(result.steps),
                 "previous_upload_s": self._session.upload_s,
@@ -195,8 +196,11 @@ class Agent:
             "downlink_bytes": float(received - before[1]),
         }
 
-    def _fetch(self, work: Assign) -> None:
-        """Ask for what is not on the shelf, a window of chunks at a time, until all is there."""
+    def _fetch(self, work: Assign) -> int:
+        """Ask for what is not on the shelf, a window of chunks at a time, until all is there.
+
+        Returns how many bytes of blobs that was.
+        """
         sizes = {ref.digest: ref.size_bytes for ref in references(work)}
         if sum(sizes.values()) > self._shelf.capacity_bytes:
             raise ProgramError(
@@ -206,6 +210,7 @@ class Agent:
             )
         missing = [ref for ref in references(work) if ref.digest not in self._shelf]
         download = self._download = Download(missing)
+        fetch_bytes = download.missing_bytes
         try:
             while not download.complete:
                 wants = download.wants(self._clock())
@@ -218,6 +223,7 @@ class Agent:
                     raise Superseded
         finally:
             self._download = None
+        return fetch_bytes
 
     # --- the inbox -----------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Programs on disk, found by what they were made from.
 
-Exporting takes seconds, and a program depends only on (model, k, batch, role, kernels), on this
-package's code and on the versions of torch and executorch; the key covers them all.
+Exporting takes seconds, and a program depends only on (model, k, batch, role, kernels, balance), on
+this package's code and on the versions of torch and executorch; the key covers them all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edge_runtime import program_file
 from edge_runtime.errors import ProgramError
 from edge_runtime.layout import ProgramLayout
 from model_export.models import ModelSpec
-from model_export.program import Program, export_program, make_layout
+from model_export.program import Program, effective_balance, export_program, make_layout
 
 # All of this package, and how programs are sealed: whatever may change a program's bytes.
 _SOURCES = (*sorted(Path(__file__).parent.rglob("*.py")), Path(program_file.__file__))
@@ -28,21 +28,35 @@ class ProgramCache:
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory or default_directory()
-        self._loaded: dict[ProgramLayout, Program] = {}
+        self._loaded: dict[tuple[ProgramLayout, float], Program] = {}
         self.exported = 0
 
-    def get(self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
-        """The program, exported now if it is not there; a damaged entry is exported again."""
+    def get(
+        self,
+        spec: ModelSpec,
+        k: int,
+        batch: int,
+        role: str,
+        kernels: str,
+        *,
+        balance: float = 0.0,
+    ) -> Program:
+        """The program, exported now if it is not there; a damaged entry is exported again.
+
+        `balance` is the coefficient of the balance term; programs that have no use for it are one
+        entry for all coefficients.
+        """
         layout = make_layout(spec, k, batch, role, kernels)
-        program = self._loaded.get(layout)
+        balance = effective_balance(layout, balance)
+        program = self._loaded.get((layout, balance))
         if program is None:
-            key = _key(layout)
+            key = _key(layout, balance)
             program = self._read(key, layout)
             if program is None:
-                program = export_program(spec, k, batch, role, kernels)
+                program = export_program(spec, k, batch, role, kernels, balance=balance)
                 self.exported += 1
                 self._write(key, program)
-            self._loaded[layout] = program
+            self._loaded[layout, balance] = program
         return program
 
     def _read(self, key: str, layout: ProgramLayout) -> Program | None:
@@ -80,9 +94,10 @@ def default_directory() -> Path:
     return Path(base) / "flexmoe" / "programs"
 
 
-def _key(layout: ProgramLayout) -> str:
+def _key(layout: ProgramLayout, balance: float) -> str:
     facts = {
         "layout": layout.to_json(),  # with the layout's version: the program carries it
+        "balance": balance,
         "versions": [importlib.metadata.version(name) for name in ("torch", "executorch")],
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _SOURCES],
     }

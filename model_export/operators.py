@@ -48,6 +48,7 @@ SCHEMAS: dict[str, tuple[str, int]] = {
     "stack": ("Tensor[] xs", 1),
     "select": ("Tensor x, int index", 1),
     "mixture_cross_entropy": (_MIXTURE, 4),
+    "balanced_mixture_cross_entropy": (f"{_MIXTURE}, float balance", 4),
     "mixture_evaluate": (_MIXTURE, 2),
 }
 

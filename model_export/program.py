@@ -1,7 +1,9 @@
 """A subset model as ExecuTorch programs: pure functions of (weights, batch), no weights inside.
 
 The calling convention is `edge_runtime.layout.ProgramLayout`; the file carries it in a constant
-method. A program is made for a kernel set: `native` or `stock` (docs/native.md).
+method. A program is made for a kernel set: `native` or `stock` (docs/native.md). The coefficient of
+the balance term (`trace.balance_term`) is a constant in a training program; it changes gradients
+only, neither the layout nor what the program says of its loss.
 """
 
 from __future__ import annotations
@@ -59,17 +61,40 @@ def make_layout(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) ->
     )
 
 
+def effective_balance(layout: ProgramLayout, balance: float) -> float:
+    """The coefficient as it matters to a program of `layout`: 0 where there is nothing to balance.
+
+    One expert has all of the gate, and an evaluation has no gradients: these programs are the same
+    for every coefficient. `ProgramError` for one below 0 or not finite, in float32.
+    """
+    if not 0 <= balance <= torch.finfo(torch.float32).max:
+        raise ProgramError(
+            f"cannot export with balance {balance}; expected a number of at least 0, "
+            "finite in float32"
+        )
+    return float(balance) if layout.role == "train" and layout.k > 1 else 0.0
+
+
 def export_program(
-    spec: ModelSpec, k: int, batch: int, role: str, kernels: str, *, optimize: bool = True
+    spec: ModelSpec,
+    k: int,
+    batch: int,
+    role: str,
+    kernels: str,
+    *,
+    optimize: bool = True,
+    balance: float = 0.0,
 ) -> Program:
     """Export one program; `ProgramError` for a model that the kernels cannot train.
 
-    `optimize=False` leaves out the passes for the stock kernels (for comparison).
+    `optimize=False` leaves out the passes for the stock kernels (for comparison). `balance` is the
+    coefficient of the balance term, 0 or more; the loss that the program gives stays without it.
     """
     layout = make_layout(spec, k, batch, role, kernels)
+    balance = effective_balance(layout, balance)
     try:
         with _quiet():
-            data, plan = _export(spec, layout, optimize)
+            data, plan = _export(spec, layout, optimize, balance)
     except RuntimeError as error:
         why = (str(error).strip() or repr(error)).splitlines()[0]
         raise ProgramError(
@@ -78,16 +103,18 @@ def export_program(
     return Program(seal(data), layout, int(sum(plan.non_const_buffer_sizes)))
 
 
-def _export(spec: ModelSpec, layout: ProgramLayout, optimize: bool) -> tuple[bytes, Any]:
+def _export(
+    spec: ModelSpec, layout: ProgramLayout, optimize: bool, balance: float
+) -> tuple[bytes, Any]:
     """The bytes of a `.pte`, and the plan of its method."""
     from model_export.refuse import refuse_missing, refuse_random, refuse_wrong
     from model_export.trace import example_inputs, native_graph, stock_graph
 
     trace = native_graph if layout.kernels == "native" else stock_graph
-    graph = trace(spec, layout)
+    graph = trace(spec, layout, balance)
     refuse_wrong(graph, layout)
     if any(True for _ in graph.buffers()):
-        refuse_random(graph, trace(spec, layout), layout)
+        refuse_random(graph, trace(spec, layout, balance), layout)
     executorch = _to_executorch(graph, example_inputs(layout), layout, optimize)
     plan = next(p for p in executorch.executorch_program.execution_plan if p.name == "forward")
     refuse_missing((f"{o.name}.{o.overload or 'default'}" for o in plan.operators), layout)

@@ -197,9 +197,26 @@ def mixture_cross_entropy(
     dlogits = sample_weight.unsqueeze(1) * (torch.softmax(logits, 1) - target)
     doutputs = gate.t().unsqueeze(2) * dlogits
     dgate = (outputs * dlogits).sum(2).t()
-    dchosen = gate * (dgate - (gate * dgate).sum(1, keepdim=True))  # back through the softmax
-    dscores = torch.zeros_like(scores).index_add(1, experts, dchosen)
-    return loss, stats, dscores, doutputs.contiguous()
+    return loss, stats, _dscores(scores, experts, gate, dgate), doutputs.contiguous()
+
+
+def balanced_mixture_cross_entropy(
+    scores: Tensor,
+    outputs: Tensor,
+    y: Tensor,
+    experts: Tensor,
+    sample_weight: Tensor,
+    balance: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, stats, dscores, doutputs = mixture_cross_entropy(
+        scores, outputs, y, experts, sample_weight
+    )
+    gate, weight = torch.softmax(scores[:, experts], 1), sample_weight.unsqueeze(1)
+    routed = (weight * functional.one_hot(gate.argmax(1), len(experts))).sum(0)
+    total = sample_weight.sum()
+    share = routed / torch.where(total == 0, 1, total)  # 0 for a batch of padding
+    dterm = balance * len(experts) * share * weight
+    return loss, stats, dscores + _dscores(scores, experts, gate, dterm), doutputs
 
 
 def mixture_evaluate(
@@ -207,6 +224,12 @@ def mixture_evaluate(
 ) -> tuple[Tensor, Tensor]:
     _, _, loss, stats = _mixture(scores, outputs, y, experts, sample_weight)
     return loss, stats
+
+
+def _dscores(scores: Tensor, experts: Tensor, gate: Tensor, dgate: Tensor) -> Tensor:
+    """`dgate` [B, k] back through the softmax and the choice of columns."""
+    dchosen = gate * (dgate - (gate * dgate).sum(1, keepdim=True))
+    return torch.zeros_like(scores).index_add(1, experts, dchosen)
 
 
 def _mixture(
@@ -246,6 +269,7 @@ REFERENCE: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
         stack,
         select,
         mixture_cross_entropy,
+        balanced_mixture_cross_entropy,
         mixture_evaluate,
     )
 }

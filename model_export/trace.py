@@ -4,6 +4,10 @@ The backward pass is traced ahead of time, so a device needs no autograd. The st
 ATen and holds the gradient of the whole loss. The native graph pulls back the model only, up to the
 scores and the experts' outputs, because the operator that computes the loss gives its own gradient;
 passes then turn the rest into the operators of docs/native.md.
+
+With a `balance` above 0 the gradients are those of the loss plus `balance` times `balance_term`.
+The loss and the statistics that a program gives stay those of the plain cross-entropy, so that runs
+with and without the term can be compared.
 """
 
 from __future__ import annotations
@@ -28,19 +32,19 @@ from model_export.passes.separate import separate
 from model_export.passes.tidy import tidy
 
 
-def stock_graph(spec: ModelSpec, layout: ProgramLayout) -> GraphModule:
+def stock_graph(spec: ModelSpec, layout: ProgramLayout, balance: float = 0.0) -> GraphModule:
     """The program that `layout` describes as a graph of core ATen operators."""
-    step = _StockStep(spec, layout)
+    step = _StockStep(spec, layout, balance)
     return make_fx(step, _core())(*example_inputs(layout))
 
 
-def native_graph(spec: ModelSpec, layout: ProgramLayout) -> GraphModule:
+def native_graph(spec: ModelSpec, layout: ProgramLayout, balance: float = 0.0) -> GraphModule:
     """The same as a graph of the native runtime's operators; it runs in torch, too, slowly.
 
     What the passes do not know stays as it is in ATen.
     """
     # Without mutations, such as those of `nn.ReLU(inplace=True)`: passes move what is computed.
-    step = functionalize(_NativeStep(spec, layout), remove="mutations")
+    step = functionalize(_NativeStep(spec, layout, balance), remove="mutations")
     inputs = example_inputs(layout)
     # Whole layers first. Then what no pass knew is decomposed, and the pieces looked at again.
     graph = _trace(step, inputs)
@@ -85,12 +89,13 @@ def example_inputs(layout: ProgramLayout) -> tuple[Any, ...]:
 
 def loss_and_stats(
     model: MoE, weights: dict[str, Tensor], x: Tensor, y: Tensor, experts: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The weighted cross-entropy of a batch and the statistics that fitness needs.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted cross-entropy of a batch, the statistics that fitness needs, and the gate.
 
     `x` [B, *shape], `y` [B] int64, `experts` [k] int64, `weight` [B]; returns the scalar
-    ``sum_i weight_i * loss_i`` and `stats` [k, 3]: per slot the samples routed to it (largest gate
-    weight; samples of weight 0 do not count), their summed loss, and their hits.
+    ``sum_i weight_i * loss_i``, `stats` [k, 3]: per slot the samples routed to it (largest gate
+    weight; samples of weight 0 do not count), their summed loss, and their hits; and the gate's
+    weights [B, k]. There is no balance term in any of them.
     """
     logits, gate = functional_call(model, weights, (x, experts))
     # One-hot products instead of gather and nll_loss: their gradients need no scatter.
@@ -101,13 +106,30 @@ def loss_and_stats(
     routed = (gate.argmax(1).unsqueeze(1) == slots).to(x.dtype) * real.unsqueeze(1)
     hit = (logits.argmax(1) == y).to(x.dtype)
     seen = torch.stack([torch.ones_like(hit), losses, hit], dim=1)
-    return (weight * losses).sum(), (routed.T @ seen).detach()
+    return (weight * losses).sum(), (routed.T @ seen).detach(), gate
+
+
+def balance_term(gate: Tensor, weight: Tensor) -> Tensor:
+    """How unevenly a batch uses the k experts: W where all share alike, k W where one has all.
+
+    `gate` [B, k], `weight` [B], W = ``sum_i weight_i``; the scalar ``W * k * sum_e f_e * P_e``:
+    f_e is the part of W whose largest gate weight is e's, P_e the weighted mean of e's gate weight;
+    gradients flow through P only. The load-balancing loss of Switch Transformers (Fedus et al.,
+    arXiv 2101.03961, equations 4 to 6), times W, so that micro-batches count by their samples; but
+    f is that of each by itself, so they do not add up to the whole batch.
+    """
+    slots = torch.arange(gate.shape[1])
+    shares = weight.unsqueeze(1)
+    routed = (gate.argmax(1).unsqueeze(1) == slots).to(gate.dtype)
+    total = weight.sum()
+    f = (shares * routed).sum(0) / (total + (total == 0).to(total.dtype))  # padding alone: 0
+    return gate.shape[1] * (f * (shares * gate).sum(0)).sum()
 
 
 class _Step:
     """The function that a program computes, over weights given as a tuple."""
 
-    def __init__(self, spec: ModelSpec, layout: ProgramLayout) -> None:
+    def __init__(self, spec: ModelSpec, layout: ProgramLayout, balance: float) -> None:
         # The weights are inputs, and the model's own of no use; but its constants are (`program.py`
         # sees to it that they are not random).
         with torch.random.fork_rng(devices=[]):
@@ -115,20 +137,24 @@ class _Step:
             self._model = MoE(spec, slots=layout.k)
         self._names = [weight.name for weight in layout.weights]
         self._trains = layout.role == "train"
+        self._balance = balance
 
 
 class _StockStep(_Step):
     def __call__(
         self, weights: tuple[Tensor, ...], x: Tensor, y: Tensor, experts: Tensor, weight: Tensor
     ) -> tuple[Tensor, ...]:
-        def loss(values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        def objective(values: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             named = dict(zip(self._names, values, strict=True))
-            return loss_and_stats(self._model, named, x, y, experts, weight)
+            loss, stats, gate = loss_and_stats(self._model, named, x, y, experts, weight)
+            if not self._balance:
+                return loss, (loss, stats)
+            return loss + self._balance * balance_term(gate, weight), (loss, stats)
 
         if not self._trains:
-            return loss(weights)
-        gradients, (value, stats) = grad_and_value(loss, has_aux=True)(weights)
-        return (value, stats, *gradients)
+            return objective(weights)[1]
+        gradients, (_, (loss, stats)) = grad_and_value(objective, has_aux=True)(weights)
+        return (loss, stats, *gradients)
 
 
 class _NativeStep(_Step):
@@ -147,8 +173,11 @@ class _NativeStep(_Step):
             return loss, stats
         # Without `has_aux` there are two results; torch's hint says more.
         (scores, outputs), pull_back = vjp(forward, weights)  # type: ignore[misc]
-        loss, stats, dscores, doutputs = ours.mixture_cross_entropy(
-            scores, outputs, y, experts, weight
+        batch = (scores, outputs, y, experts, weight)
+        loss, stats, dscores, doutputs = (
+            ours.balanced_mixture_cross_entropy(*batch, self._balance)
+            if self._balance
+            else ours.mixture_cross_entropy(*batch)
         )
         # Without a graph for second derivatives, which would take GroupNorm's gradient apart.
         (gradients,) = pull_back((dscores, doutputs), create_graph=False)

@@ -5,15 +5,59 @@ arXiv 2512.23070::
 
     maximize   sum_{c,e} Q[c,e] X[c,e]
     subject to sum_e X[c,e] = k_c,   lower[e] <= sum_c n_c X[c,e] <= upper[e],   X in {0, 1}
+
+The paper names no solver. There are two, and both give a certificate: `prices`, for any size, and
+`exact`, an integer program for small fleets. Where the bounds cannot be kept (one client with many
+samples is enough; the paper is silent), the least violation comes first, then the most quality.
 """
 
 from __future__ import annotations
 
-from broker_server.assignment.exact import WORK_LIMIT, solve
+from dataclasses import replace
+from typing import Literal, get_args
+
+from broker_server.assignment import exact, prices
+from broker_server.assignment.exact import WORK_LIMIT
+from broker_server.assignment.plan import STILL
 from broker_server.assignment.problem import Problem
 from broker_server.assignment.result import Assignment
+from edge_runtime.errors import ConfigError
+
+Solver = Literal["auto", "exact", "prices"]
+
+EXACT_PAIRS = 1024
+"""Clients times experts up to which `auto` looks for the optimum."""
+
+_PROVEN = 1e-6  # a gap that leaves nothing to look for
 
 
-def assign(problem: Problem, work_limit: float = WORK_LIMIT) -> Assignment:
-    """The assignment of least violation, then most quality."""
-    return solve(problem, work_limit)
+def assign(problem: Problem, solver: Solver = "auto", work_limit: float = WORK_LIMIT) -> Assignment:
+    """The assignment of least violation, then most quality, as far as the solver finds it.
+
+    ``prices``: near optimal, in seconds for 100,000 clients. ``exact``: CP-SAT for at most
+    `work_limit` of its deterministic seconds (about 1 s each). ``auto``: prices, and where these
+    leave a gap and there are at most `EXACT_PAIRS` pairs, CP-SAT goes on from there. `ConfigError`
+    for any other.
+    """
+    if solver == "exact":
+        return exact.solve(problem, work_limit)
+    if solver == "prices":
+        return prices.solve(problem)
+    if solver != "auto":
+        raise ConfigError(f"unknown solver {solver!r}; choose one of {', '.join(get_args(Solver))}")
+    small = problem.clients * problem.experts <= EXACT_PAIRS
+    first = prices.solve(problem, alone=not small)
+    if not small or (first.gap <= _PROVEN and first.violation <= first.violation_bound + STILL):
+        return first
+    best = exact.solve(
+        problem,
+        work_limit,
+        first.X,
+        best_bound=first.bound,
+        least_violation=first.violation_bound,
+    )
+    return replace(
+        best,
+        solve_s=first.solve_s + best.solve_s,
+        solver=first.solver if best.solver == "start" else best.solver,
+    )

@@ -14,6 +14,7 @@ from edge_runtime.errors import FleetError
 
 _MAX_QUALITY = 1e30
 _MAX_SAMPLES = 10**9
+_LARGEST = np.finfo(np.float64).max
 _BLOCK_BYTES = 32 * 1024 * 1024
 _WHOLE = ("samples", "capacity", "places")
 
@@ -92,7 +93,7 @@ class Problem:
         _require(in_range, "capacity", capacity, f"1 to {experts}, the number of experts")
         _require((self.lower >= 0) & np.isfinite(self.lower), "lower", self.lower, "0 or more")
         _require(self.upper >= self.lower, "upper", self.upper, "at least its lower bound")
-        for name, most in (("weight", _MAX_SAMPLES), ("history", np.inf), ("places", np.inf)):
+        for name, most in (("weight", _MAX_SAMPLES), ("history", _LARGEST), ("places", np.inf)):
             value = getattr(self, name)
             if value is not None:
                 _require((value >= 0) & (value <= most), name, value, "a number of 0 or more")
@@ -113,7 +114,7 @@ class Problem:
         delta: tolerance around the fair share, 0 or more; `ConfigError` otherwise. history [E]: the
         experts' loads so far, 0 by default.
         """
-        table = np.asanyarray(quality)
+        table = np.asarray(quality)
         experts = table.shape[1] if table.ndim == 2 else 1
         past = np.zeros(experts) if history is None else _array("history", history)
         # Checked before the bounds are made from them; the open bounds are never looked at.
@@ -141,8 +142,8 @@ class Problem:
     def load_of(self, X: NDArray[np.bool_]) -> NDArray[Any]:
         """The load [E] that the assignment `X` [C, E] brings; whole where weights are samples."""
         if self.weight is not None:
-            load: NDArray[Any] = np.einsum("ce,ce->e", self.weight, X)
-            return load
+            weighed: NDArray[np.float64] = np.einsum("ce,ce->e", self.weight, X)
+            return weighed
         total: NDArray[Any] = np.zeros(self.experts, np.int64)
         for rows in self.blocks():
             total = total + self.samples[rows] @ X[rows]
@@ -152,7 +153,7 @@ class Problem:
 def _array(name: str, value: Any) -> NDArray[Any]:
     """A read-only array of what `value` holds; whole numbers stay whole."""
     try:
-        array = np.asanyarray(value)
+        array: NDArray[Any] = np.asarray(value)
         kind = array.dtype.kind
         if kind not in "iuf" or (name in _WHOLE and kind == "f" and array.size):
             raise TypeError

@@ -113,6 +113,7 @@ class Kernels:
         y: _Integers,
         experts: _Integers,
         sample_weight: _Floats,
+        balance: float = 0.0,
     ) -> tuple[_Floats, _Floats, _Floats, _Floats]: ...
     def mixture_evaluate(
         self,

@@ -69,6 +69,7 @@ def round_record(
         downlink_bytes=down,
         load_cv=0.0125,
         usage_cv=0.375,
+        routed_cv=0.25,
         assign_s=0.015625,
         train_s=1.5,
         round_s=2.5,
@@ -78,6 +79,7 @@ def round_record(
         bound=3.5,
         gap=0.0,
         violated_samples=0,
+        least_violation=0.0,
         solver="cp-sat",
         socket_sent_bytes=down,
         socket_received_bytes=up,
@@ -97,6 +99,7 @@ def troubled_record(number: int = 2) -> RoundRecord:
         loss=math.nan,
         answered=1,
         violated_samples=120,
+        least_violation=100.0,
         clients=[record.clients[0], late_client("device-01")],
         drops={"malformed": 2, "stale": 1},
         events=[

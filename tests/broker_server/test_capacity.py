@@ -38,6 +38,19 @@ def test_a_device_too_small_for_one_expert_is_named_with_the_figures(available: 
         experts_that_fit(4, available, lambda k: 5000 * need_bytes(k) + MIB // 3)
 
 
+def test_what_memory_lacks_is_said_with_its_figures() -> None:
+    wide = [k * MIB for k in (0, 1, 2, 3, 4)]
+    assert (
+        experts_that_fit(4, 2 * MIB, lambda k: wide[k]).figures == "3 need 3.0 MiB, it has 2.0 MiB"
+    )
+    found = cap(3, needed=6 * MIB, available=3 * MIB)
+    told = experts_that_fit(4, 3 * MIB, lambda k: wide[k], found).figures
+    assert told == "2 need 4.0 MiB, it has 3.0 MiB"
+    died = cap(3, needed=2 * MIB, available=5 * MIB)
+    told = experts_that_fit(4, 5 * MIB, lambda k: wide[k], died).figures
+    assert told == "it ran out of memory with 3 experts"
+
+
 def test_the_estimate_is_scaled_to_what_a_device_needs() -> None:
     """It asks for 8 and holds 2: one lost round says so."""
     found = cap(8, needed=2 * need_bytes(8), available=4100)

@@ -462,6 +462,124 @@ def test_one_fails(server: Server, told: int, taken: int) -> None:
     server.assert_ok(answers, *rest)
 
 
+# --- what is seen of a device at work ----------------------------------------------------------
+
+
+def payload_bytes(device: Device) -> int:
+    assert device.report is not None
+    return sum({ref.digest: ref.size_bytes for ref in device.report.update}.values())
+
+
+def test_the_time_of_an_update_is_from_the_first_question_to_the_last_chunk(
+    server: Server,
+) -> None:
+    slow, quick = server.device("a", delay_s=7.0), server.device("b", seed=1)
+    server.gather(2)
+    plain_serve, waiting = slow.serve, list[tuple[float, Fetch]]()
+    slow.serve = lambda fetch: waiting.append((server.world.now_s + 3.0, fetch))  # type: ignore[method-assign]
+
+    def answer() -> None:
+        while waiting and waiting[0][0] <= server.world.now_s:
+            plain_serve(waiting.pop(0)[1])
+
+    server.world.actors.append(answer)
+    answers = server.run([slow, quick])
+    for device, seconds in ((slow, 3.0), (quick, 0.0)):
+        seen = answers[device.name].observed
+        assert seen.uplink_bytes == payload_bytes(device)
+        assert seen.uplink_s == pytest.approx(seconds, abs=0.5)
+        assert not seen.kept_waiting and not seen.vanished and not seen.restarted
+
+
+def test_what_arrived_of_a_late_update_is_measured(tmp_path: Path) -> None:
+    server = Server(tmp_path, BIG_MODEL)
+    device = server.device("a", delay_s=20.0)
+    server.gather(1)
+    plain_send = device.send_chunk
+
+    def send(chunk: Chunk) -> None:
+        if chunk.size_bytes <= CHUNK_BYTES:
+            plain_send(chunk)
+
+    device.send_chunk = send  # type: ignore[method-assign]
+    answer = server.run([device])["a"]
+    assert answer.status == "late" and answer.report is None
+    assert device.report is not None
+    backbone, gate, *_ = device.report.update
+    seen = answer.observed
+    assert seen.uplink_bytes == backbone.size_bytes + gate.size_bytes
+    assert seen.uplink_s == pytest.approx(DEADLINE_S - 20.0, abs=1.0)
+    assert answer.telemetry == device.report.telemetry and not seen.kept_waiting
+
+
+def test_a_device_whose_update_nobody_asked_for_was_kept_waiting(server: Server) -> None:
+    """Its report came too late for that: the time until it is the device's, though."""
+    silent = [server.device(f"a{i}", seed=i) for i in range(MAX_DOWNLOADS)]
+    honest = server.device("b", seed=9, delay_s=DEADLINE_S - STALL_S / 2)
+    server.gather(len(silent) + 1)
+    for device in silent:
+        device.delay_s = DEADLINE_S - STALL_S / 2 - 1
+        device.serve = lambda fetch: None  # type: ignore[method-assign]
+    answers = server.run([*silent, honest])
+    assert answers["b"].status == "late" and answers["b"].observed.kept_waiting
+    assert not any(answers[device.name].observed.kept_waiting for device in silent)
+
+
+def test_a_last_will_and_a_goodbye_are_told_apart(server: Server) -> None:
+    lost, left, *_ = devices = three(server)
+    lost.work = lambda assign: lost.link.kill()  # type: ignore[method-assign]
+    left.work = lambda assign: left.mailbox.send(Gone("interrupted"))  # type: ignore[method-assign]
+    left.on = lambda message: left.work(message) if isinstance(message, Assign) else None  # type: ignore[method-assign, assignment]
+    answers = server.run(devices)
+    assert answers["a"].status == answers["b"].status == "gone"
+    assert answers["a"].observed.vanished and not answers["b"].observed.vanished
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_process_that_comes_back_is_told_by_its_hello(server: Server, anew: bool) -> None:
+    """Only a process that has just begun does not know the session."""
+    lost, *rest = three(server)
+    assert server.exchange.restarted == {"a", "b", "c"}
+
+    def work(assign: Assign) -> None:
+        lost.hello = dataclasses.replace(HELLO, session="" if anew else "s")
+        lost.link.kill()
+
+    lost.work = work  # type: ignore[method-assign]
+    answers = server.run([lost, *rest])
+    assert answers["a"].observed.vanished and not answers["a"].observed.restarted
+    assert server.exchange.restarted == set()
+    lost.back_s = server.world.now_s
+    server.gather(3)
+    assert server.exchange.restarted == ({"a"} if anew else set())
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_process_that_ends_and_comes_back_within_the_round(server: Server, anew: bool) -> None:
+    lost, *rest = three(server)
+
+    def work(assign: Assign) -> None:
+        if lost.link.connections == 1:
+            lost.hello = dataclasses.replace(HELLO, session="" if anew else "s")
+            lost.link.kill()
+            lost.back_s = server.world.now_s + 1.0
+
+    lost.work = work  # type: ignore[method-assign]
+    answer = server.run([lost, *rest])["a"]
+    assert answer.status == "late" and not answer.observed.vanished
+    assert answer.observed.restarted == anew
+
+
+def test_a_first_hello_said_twice_is_no_second_process(server: Server) -> None:
+    """The welcome was slow, and work was handed out meanwhile."""
+    late, *rest = three(server)
+    late.work = lambda assign: said.append(late.mailbox.send(HELLO)) if not said else None  # type: ignore[method-assign, func-returns-value]
+    said: list[None] = []
+    answer = server.run([late, *rest])["a"]
+    assert answer.status == "late" and said and len(late.got(Welcome)) == 3
+    assert "a" not in server.exchange.restarted and not answer.observed.restarted
+
+
 # --- answers that are refused ------------------------------------------------------------------
 
 

@@ -23,6 +23,9 @@ STATE = State(
     quality={"device-1": np.array([0.1, 1 / 3, 1.0]), "device-0": np.array([1e-300, 0.5, 0.0])},
     trials={"device-1": np.array([3, 0, 2**40]), "device-0": np.array([0, 1, 0])},
     load=np.array([5, 0, 2**60]),
+    routed=np.array([2**61, 0, 7]),
+    shares={"device-1": np.array([0.1, np.nan, 1.9]), "device-0": np.array([np.nan] * 3)},
+    credit={"device-1": -(2.0**-32), "device-0": 0.5},
     caps={"device-1": Cap(1, 2**40, 2**33, "native")},
 )
 DATA = STATE.to_bytes()
@@ -33,9 +36,12 @@ def test_it_comes_back_bit_for_bit() -> None:
     assert (back.session, back.round) == ("abc", 7)
     assert back.caps == STATE.caps
     assert back.load.dtype == np.int64 and back.load.tolist() == STATE.load.tolist()
-    assert back.quality.keys() == STATE.quality.keys()
-    for client, row in STATE.quality.items():
-        assert back.quality[client].tobytes() == row.tobytes()
+    assert back.routed.dtype == np.int64 and back.routed.tolist() == STATE.routed.tolist()
+    assert back.credit == STATE.credit
+    for rows, once in ((back.quality, STATE.quality), (back.shares, STATE.shares)):
+        assert rows.keys() == once.keys()
+        for client, row in once.items():
+            assert np.array_equal(rows[client], row, equal_nan=True) and rows[client].dtype == float
     assert {client: row.tolist() for client, row in back.trials.items()} == {
         "device-1": [3, 0, 2**40],
         "device-0": [0, 1, 0],
@@ -51,7 +57,7 @@ def test_the_way_there_and_back_settles() -> None:
 
 
 def test_a_run_that_has_not_begun_comes_back() -> None:
-    fresh = State("s", 0, random_model(1), {}, {}, np.zeros(4, np.int64))
+    fresh = State("s", 0, random_model(1), {}, {}, np.zeros(4, np.int64), np.zeros(4, np.int64))
     back = State.from_bytes(fresh.to_bytes())
     assert back.round == 0 and back.quality == {} and back.load.dtype == np.int64
 
@@ -80,5 +86,5 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     packed = msgpack.packb({"version": 1})
-    with pytest.raises(DataError, match="version 1, this release reads 2"):
+    with pytest.raises(DataError, match="version 1, this release reads 3"):
         State.from_bytes(digest(packed) + packed)

@@ -29,6 +29,7 @@ from edge_runtime.messages import (
 )
 from edge_runtime.parts import GATE, difference
 from edge_runtime.transfer import serve
+from edge_runtime.work import references
 from tests.edge_runtime.stage import (
     CODEC,
     FEDERATION,
@@ -172,6 +173,37 @@ def test_what_it_holds_is_not_fetched_again(stage: Stage) -> None:
         assert new == {second.gate.digest, second.expert_blobs[1].digest}
         assert set(stage.asked.values()) == {1}
         assert stage.trainer.loads == 1
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_what_was_fetched_is_measured(stage: Stage) -> None:
+    """The bytes of the blobs, each once, and the time from the first question to the last chunk."""
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        first = stage.make_assign(model, [0, 1])
+        stage.serving = False
+        stage.say(first)
+        yield from stage.rest(3.0)
+        stage.serving = True
+        report = yield from stage.hear(Report)
+        named = {ref.digest: ref.size_bytes for ref in references(first)}
+        assert report.telemetry["fetch_bytes"] == sum(named.values())
+        assert 3.0 <= report.telemetry["fetch_s"] < 20.0
+        stage.say(Received("s", 1, 1))
+        second = stage.make_assign(model, [1, 2], number=2)
+        stage.say(second)
+        report = yield from stage.hear(Report)
+        new = second.gate.size_bytes + second.expert_blobs[1].size_bytes
+        assert report.telemetry["fetch_bytes"] == new
+        stage.say(Received("s", 2, 1))
+        stage.say(dataclasses.replace(second, round=3))
+        report = yield from stage.hear(Report)
+        assert report.telemetry["fetch_bytes"] == report.telemetry["fetch_s"] == 0.0
         stage.say(Stop("s", "done"))
         yield
 

@@ -32,13 +32,19 @@ class EagerSubset:
         to_model(self.model, weights)
         self._experts = torch.tensor(experts)
 
-    def step(self, batch: Batch) -> tuple[float, NDArray[np.float64], Tensors]:
-        """Loss, stats [k, 3] and gradients by name; the gradients stay in the model, too."""
+    def step(
+        self, batch: Batch, balance: float = 0.0
+    ) -> tuple[float, NDArray[np.float64], Tensors]:
+        """Loss, stats [k, 3] and gradients by name; the gradients stay in the model, too.
+
+        With `balance`, the coefficient of the balance term, the gradients alone are others.
+        """
         self.model.zero_grad()
         logits, gate = self.model(torch.tensor(batch.x), self._experts)
         losses = functional.cross_entropy(logits, torch.tensor(batch.y), reduction="none")
-        loss = (losses * torch.tensor(batch.sample_weight)).sum()
-        loss.backward()
+        weight = torch.tensor(batch.sample_weight)
+        loss = (losses * weight).sum()
+        (loss + balance * _balance_term(gate, weight)).backward()
         loss, losses = loss.detach(), losses.detach()
         stats = np.zeros((len(self._experts), 3))
         for i, label in enumerate(batch.y):
@@ -51,6 +57,17 @@ class EagerSubset:
             if value.grad is not None
         }
         return float(loss), stats, gradients
+
+
+def _balance_term(gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """W k sum_e f_e P_e, an expert and a sample at a time."""
+    total, chosen = float(weight.sum()), gate.argmax(1).tolist()
+    term = torch.zeros(())
+    for e in range(gate.shape[1]):
+        f = sum(float(w) for w, c in zip(weight, chosen, strict=True) if c == e) / total
+        p = sum((w * row[e] for w, row in zip(weight, gate, strict=True)), torch.zeros(())) / total
+        term = term + f * p
+    return total * gate.shape[1] * term
 
 
 def subset(full: Tensors, experts: Sequence[int]) -> Tensors:

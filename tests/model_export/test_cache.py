@@ -16,7 +16,7 @@ from edge_runtime.layout import KERNEL_SETS, ROLES
 from model_export import cache as cache_module
 from model_export.cache import ProgramCache, default_directory
 from model_export.models import ModelSpec
-from model_export.program import Program
+from model_export.program import Program, make_layout
 from tests.model_export.eager import BATCH, SPECS, K
 
 SPEC = SPECS["digits"]
@@ -32,7 +32,9 @@ def quick_export(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take no time here: they give what a real export of the same program gave before."""
     ready = {role: exported("digits", role) for role in ROLES}
 
-    def export(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+    def export(
+        spec: ModelSpec, k: int, batch: int, role: str, kernels: str, *, balance: float
+    ) -> Program:
         assert (spec, k, batch, kernels) == (SPEC, K, BATCH["digits"], "stock")
         return ready[role]
 
@@ -66,7 +68,9 @@ def test_each_kernel_set_is_an_entry(
     ready = {kernels: exported("digits", "evaluate", kernels) for kernels in KERNEL_SETS}
     asked = []
 
-    def export(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+    def export(
+        spec: ModelSpec, k: int, batch: int, role: str, kernels: str, *, balance: float
+    ) -> Program:
         asked.append(kernels)
         return ready[kernels]
 
@@ -77,6 +81,39 @@ def test_each_kernel_set_is_an_entry(
         native = cache.get(SPEC, K, BATCH["digits"], "evaluate", "native")
         assert (stock, native) == (ready["stock"], ready["native"])
     assert asked == ["stock", "native"]
+
+
+def test_each_coefficient_of_the_balance_term_is_an_entry(
+    tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one for all where nothing is balanced: in evaluation, and with one expert."""
+    ready, asked = exported("digits", "train"), []
+
+    def export(
+        spec: ModelSpec, k: int, batch: int, role: str, kernels: str, *, balance: float
+    ) -> Program:
+        asked.append((role, k, balance))
+        data = f"{role} {k} {balance}".encode()
+        return Program(data, make_layout(spec, k, batch, role, kernels), ready.arena_bytes)
+
+    monkeypatch.setattr(cache_module, "export_program", export)
+    for _ in range(2):
+        cache = ProgramCache(tmp_path)
+        for balance in (0.0, 0.01, 0.5):
+            for role, k, data in (
+                ("train", 2, f"train 2 {balance}"),
+                ("evaluate", 2, "evaluate 2 0.0"),
+                ("train", 1, "train 1 0.0"),
+            ):
+                program = cache.get(SPEC, k, 4, role, "native", balance=balance)
+                assert program.data == data.encode()
+    assert asked == [
+        ("train", 2, 0.0),
+        ("evaluate", 2, 0.0),
+        ("train", 1, 0.0),
+        ("train", 2, 0.01),
+        ("train", 2, 0.5),
+    ]
 
 
 @pytest.mark.parametrize("file", ["passes/lower.py", "reference.py", "models.py"])
@@ -192,7 +229,9 @@ def test_concurrent_runs_never_see_half_a_program(
     numbers = itertools.count()
     real = exported("digits", "evaluate")
 
-    def export(spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+    def export(
+        spec: ModelSpec, k: int, batch: int, role: str, kernels: str, *, balance: float
+    ) -> Program:
         return Program(next(numbers).to_bytes(4, "little") * size, real.layout, real.arena_bytes)
 
     monkeypatch.setattr(cache_module, "export_program", export)

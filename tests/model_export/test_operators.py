@@ -67,6 +67,7 @@ EXAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "stack": [([IMAGES, IMAGES.cos()],)],
     "select": [(IMAGES, 1)],
     "mixture_cross_entropy": [MIXTURE],
+    "balanced_mixture_cross_entropy": [(*MIXTURE, 0.3)],
     "mixture_evaluate": [MIXTURE],
 }
 CASES = [

@@ -187,6 +187,40 @@ def test_mixture(batch: int, k: int, classes: int, data: st.DataObject, seed: in
         assert torch.equal(got, again)
 
 
+@given(st.integers(1, 5), st.integers(1, 4), st.data(), seeds)
+@settings(max_examples=30)
+def test_the_balance_term(batch: int, k: int, data: st.DataObject, seed: int) -> None:
+    """By differences of the whole objective, written out, with f as it is at the start."""
+    balance, chosen = 0.7, data.draw(st.permutations(range(5)))[:k]
+    scores, outputs = random(seed, batch, 5).double(), random(seed + 1, k, batch, 3).double()
+    y = torch.randint(3, (batch,), generator=torch.Generator().manual_seed(seed))
+    weight = torch.tensor(
+        data.draw(st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=batch, max_size=batch)),
+        dtype=torch.float64,
+    )
+    experts, total = torch.tensor(chosen), float(weight.sum())
+    first = scores[:, chosen].argmax(1)
+    shares = [float(weight[first == i].sum()) / max(total, 1e-9) for i in range(k)]
+
+    def objective(scores: Tensor) -> float:
+        loss, _ = reference.mixture_evaluate(scores, outputs, y, experts, weight)
+        gate = torch.softmax(scores[:, chosen], 1)
+        means = [float((weight * gate[:, i]).sum()) for i in range(k)]
+        return float(loss) + balance * k * sum(f * p for f, p in zip(shares, means, strict=True))
+
+    plain = reference.mixture_cross_entropy(scores, outputs, y, experts, weight)
+    got = reference.balanced_mixture_cross_entropy(scores, outputs, y, experts, weight, balance)
+    for i in (0, 1, 3):
+        assert torch.equal(got[i], plain[i])
+    for place in range(scores.numel()):
+        step = torch.zeros(scores.numel(), dtype=torch.float64)
+        step[place] = 1e-5
+        step = step.reshape(scores.shape)
+        slope = (objective(scores + step) - objective(scores - step)) / 2e-5
+        assert float(got[2].flatten()[place]) == pytest.approx(slope, abs=1e-7)
+    assert k > 1 or torch.equal(got[2], plain[2])
+
+
 def test_equal_gates_and_logits_count_for_the_first() -> None:
     one = torch.ones(1)
     stats = reference.mixture_evaluate(

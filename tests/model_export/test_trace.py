@@ -70,8 +70,8 @@ CALLS = {
 }
 
 
-def graph_of(spec: ModelSpec, k: int, batch: int, role: str) -> GraphModule:
-    return native_graph(spec, make_layout(spec, k, batch, role, "native"))
+def graph_of(spec: ModelSpec, k: int, batch: int, role: str, balance: float = 0.0) -> GraphModule:
+    return native_graph(spec, make_layout(spec, k, batch, role, "native"), balance)
 
 
 def samples(spec: ModelSpec, batch: int, seed: int) -> Batch:
@@ -95,13 +95,15 @@ def run(
     return float(loss), stats, gradients
 
 
-def check_step(spec: ModelSpec, k: int, batch: int, seed: int) -> GraphModule:
+def check_step(spec: ModelSpec, k: int, batch: int, seed: int, balance: float = 0.0) -> GraphModule:
     """The training graph, after its results were compared with eager PyTorch's."""
     experts = sorted(np.random.default_rng(seed).choice(spec.experts, k, replace=False).tolist())
     weights, data = subset_weights(spec, experts, seed), samples(spec, batch, seed)
-    graph = graph_of(spec, k, batch, "train")
+    graph = graph_of(spec, k, batch, "train", balance)
     loss, stats, gradients = run(graph, weights, data, experts)
-    expected_loss, expected_stats, expected = EagerSubset(spec, experts, weights).step(data)
+    expected_loss, expected_stats, expected = EagerSubset(spec, experts, weights).step(
+        data, balance
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-4, abs=1e-5)
     np.testing.assert_allclose(stats, expected_stats, rtol=1e-4, atol=1e-4)
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
@@ -137,10 +139,26 @@ def test_a_step_of_odd_sizes(
     assert all(call.startswith("flexmoe.") or call == "aten.reshape" for call in left)
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 20), st.integers(0, 100))
-@settings(max_examples=8)
-def test_a_step_of_any_size(k: int, batch: int, inputs: int, seed: int) -> None:
-    check_step(replace(SPECS["digits"], shape=(inputs,)), k, batch, seed)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 20),
+    st.integers(0, 100),
+    st.sampled_from([0.0, 0.5]),
+)
+@settings(max_examples=12)
+def test_a_step_of_any_size(k: int, batch: int, inputs: int, seed: int, balance: float) -> None:
+    check_step(replace(SPECS["digits"], shape=(inputs,)), k, batch, seed, balance)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_step_with_a_balance_term(name: str) -> None:
+    """It costs no call: the loss has another operator."""
+    calls = dict(CALLS[name])
+    calls["balanced_mixture_cross_entropy"] = calls.pop("mixture_cross_entropy")
+    left = operators(check_step(SPECS[name], 2, BATCH, seed=1, balance=0.5))
+    left.pop("aten.reshape", None)
+    assert left == {f"flexmoe.{call}": count for call, count in calls.items()}
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -23,12 +23,20 @@ Export = Callable[..., Pair]
 
 
 def make_export(factory: pytest.TempPathFactory) -> Export:
-    """`(model, kernels="native", batch=BATCH[model])` to its programs for 2 of 8 experts."""
+    """`(model, kernels="native", batch=BATCH[model], balance=0)` to programs for 2 of 8 experts.
+
+    `balance` is the coefficient of the balance term.
+    """
     # The folder is that of the other packages' tests: one export serves all.
     cache = ProgramCache(factory.getbasetemp() / "programs")
 
-    def export(name: str, kernels: str = "native", batch: int | None = None) -> Pair:
+    def export(
+        name: str, kernels: str = "native", batch: int | None = None, balance: float = 0.0
+    ) -> Pair:
         size = batch or BATCH[name]
-        return Pair(*(cache.get(SPECS[name], K, size, role, kernels).data for role in ROLES))
+        programs = (
+            cache.get(SPECS[name], K, size, role, kernels, balance=balance) for role in ROLES
+        )
+        return Pair(*(program.data for program in programs))
 
     return export

@@ -27,11 +27,17 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 def run(
-    export: Export, folder: Path, name: str, how: str, kernels: str = "native", count: int = COUNT
+    export: Export,
+    folder: Path,
+    name: str,
+    how: str,
+    kernels: str = "native",
+    count: int = COUNT,
+    balance: float = 0.0,
 ) -> dict[str, int]:
     """How many mutants were refused, failed and ran."""
     files = [folder / "training", folder / "evaluation"]
-    for file, data in zip(files, export(name, kernels), strict=True):
+    for file, data in zip(files, export(name, kernels, balance=balance), strict=True):
         file.write_bytes(data)
     done = subprocess.run(
         [sys.executable, "-m", "tests.native.mutants", *map(str, files), "0", str(count), how],
@@ -53,9 +59,13 @@ def test_damaged_files(export: Export, tmp_path: Path) -> None:
     assert outcomes["failed"] == 0 and outcomes["refused"] > 0.95 * COUNT
 
 
-@pytest.mark.parametrize("name", ["digits", "har", "cifar"])
-def test_damaged_programs_under_a_sound_seal(name: str, export: Export, tmp_path: Path) -> None:
-    outcomes = run(export, tmp_path, name, "resealed")
+@pytest.mark.parametrize(
+    ("name", "balance"), [("digits", 0.0), ("har", 0.0), ("cifar", 0.0), ("cifar", 0.01)]
+)
+def test_damaged_programs_under_a_sound_seal(
+    name: str, balance: float, export: Export, tmp_path: Path
+) -> None:
+    outcomes = run(export, tmp_path, name, "resealed", balance=balance)
     assert outcomes["refused"] > COUNT / 2 and outcomes["failed"] > 0 and outcomes["ran"] > 0
 
 

@@ -60,6 +60,17 @@ def mixture(
     return (weight * losses).sum(), (routed.to(losses.dtype).T @ seen).detach()
 
 
+def balance_term(scores: Tensor, experts: Tensor, weight: Tensor) -> Tensor:
+    """Switch Transformers' auxiliary loss of the batch, times the batch's weight W."""
+    gate = torch.softmax(scores[:, experts], dim=1)
+    k, total = len(experts), weight.sum()
+    if total == 0:
+        return torch.zeros(())
+    f = torch.bincount(gate.argmax(1), weights=weight, minlength=k) / total
+    p = (weight.unsqueeze(1) * gate).sum(0) / total
+    return total * k * (f.detach() * p).sum()
+
+
 def assert_near(actual: NDArray[np.float32], expected: Tensor) -> None:
     wanted = expected.detach().numpy()
     assert actual.dtype == np.float32 and actual.shape == wanted.shape
@@ -95,6 +106,33 @@ def test_values_and_gradients_equal_torch(kernels: _native.Kernels, case: Inputs
         np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-5, atol=1e-6 * scale)
     others = np.setdiff1d(np.arange(case.scores.shape[1]), case.experts)
     np.testing.assert_array_equal(dscores[:, others], 0)
+
+
+@given(case=inputs(), balance=st.sampled_from([0.01, 1.0, 50.0]))
+def test_the_balance_term_is_in_the_gradient_of_the_scores_alone(
+    kernels: _native.Kernels, case: Inputs, balance: float
+) -> None:
+    scores, outputs, y, experts, weight = doubles(case)
+    loss, _ = mixture(scores, outputs, y, experts, weight)
+    (loss + balance * balance_term(scores, experts, weight)).backward()  # type: ignore[no-untyped-call]
+    got = kernels.mixture_cross_entropy(*case, balance=balance)
+    plain = kernels.mixture_cross_entropy(*case)
+    for i in (0, 1, 3):
+        np.testing.assert_array_equal(got[i], plain[i])
+    assert scores.grad is not None
+    scale = float(np.abs(case.outputs).max()) + balance * len(case.experts) + 1.0
+    np.testing.assert_allclose(got[2], scores.grad.numpy(), rtol=1e-5, atol=1e-6 * scale)
+    if len(case.experts) == 1 or not case.sample_weight.any():
+        np.testing.assert_array_equal(got[2], plain[2])
+
+
+def test_the_balance_term_draws_to_the_expert_that_is_not_used(kernels: _native.Kernels) -> None:
+    """By hand: outputs of zero have no gradient, f = (1, 0), and d p_0 = p_0 p_1 (ds_0 - ds_1)."""
+    case = case_of([[2.0, 0.0], [1.0, 0.0]], [[[0.0, 0.0]] * 2] * 2, [0, 1])
+    case.sample_weight[:] = 0.25, 0.5
+    dscores = kernels.mixture_cross_entropy(*case, balance=0.1)[2]
+    slope = 0.1 * 2 * case.sample_weight / (2 + 2 * np.cosh([2.0, 1.0]))
+    np.testing.assert_allclose(dscores, np.stack([slope, -slope], 1), rtol=1e-5)
 
 
 @given(case=inputs())
@@ -173,5 +211,8 @@ def test_arguments_are_checked(kernels: _native.Kernels) -> None:
         kernels.mixture_evaluate(*case._replace(experts=np.array([0, -1])))
     with pytest.raises(ValueError, match="y must be a numpy array of int64"):
         kernels.mixture_evaluate(*case._replace(y=np.array([1], np.int32)))
+    for balance in (np.nan, np.inf, -0.1):
+        with pytest.raises(ValueError, match="balance must be a finite number of at least 0, not"):
+            kernels.mixture_cross_entropy(*case, balance=balance)
     with pytest.raises(ValueError, match=r"sample_weight must have the sizes \[1\], not \[2\]"):
         kernels.mixture_evaluate(*case._replace(sample_weight=np.ones(2, np.float32)))

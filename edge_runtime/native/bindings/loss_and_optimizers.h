@@ -60,8 +60,11 @@ inline void mix(KernelTable& table, const MixtureInputs& in, float* loss, float*
 
 inline std::tuple<FloatArray, FloatArray, FloatArray, FloatArray> mixture_cross_entropy(
     KernelTable& table, const Array& scores, const Array& outputs, const Array& y,
-    const Array& experts, const Array& weight) {
-  const MixtureInputs in = mixture_inputs(scores, outputs, y, experts, weight);
+    const Array& experts, const Array& weight, float balance) {
+  MixtureInputs in = mixture_inputs(scores, outputs, y, experts, weight);
+  expect(std::isfinite(balance) && balance >= 0.0f,
+         "balance must be a finite number of at least 0, not " + std::to_string(balance));
+  in.sizes.balance = balance;
   const auto loss = make_array({});
   const auto stats = make_array({in.sizes.slots, 3});
   const auto dscores = make_array({in.sizes.batch, in.sizes.experts});
@@ -134,7 +137,7 @@ inline void bind_loss_and_optimizers(nb::class_<KernelTable>& table) {
   using namespace nb::literals;
   table
       .def("mixture_cross_entropy", &mixture_cross_entropy, "scores"_a, "outputs"_a, "y"_a,
-           "experts"_a, "sample_weight"_a)
+           "experts"_a, "sample_weight"_a, "balance"_a = 0.0f)
       .def("mixture_evaluate", &mixture_evaluate, "scores"_a, "outputs"_a, "y"_a, "experts"_a,
            "sample_weight"_a)
       .def("sum_of_squares", &sum_of_squares, "x"_a)

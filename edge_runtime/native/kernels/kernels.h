@@ -58,6 +58,7 @@ struct Pool2d {
 
 struct Mixture {
   int64_t batch, experts, slots, classes;
+  float balance = 0.0f;  // the coefficient of the balance term; 0 leaves it out
 };
 
 // One optimizer step over one tensor; all arrays have `size` elements and change in place.
@@ -109,7 +110,7 @@ struct Kernels {
 
   // scores [batch, experts], outputs [slots, batch, classes], y [batch], chosen [slots], weight
   // [batch]; loss [1], stats [slots, 3]; dscores and doutputs like scores and outputs, or both
-  // null.
+  // null. The balance term is in dscores alone.
   bool (*mixture_cross_entropy)(const Context&, const Mixture&, const float* scores,
                                 const float* outputs, const int64_t* y, const int64_t* chosen,
                                 const float* weight, float* loss, float* stats, float* dscores,

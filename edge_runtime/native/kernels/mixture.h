@@ -1,4 +1,5 @@
-// The loss of a soft mixture of experts, its statistics and its own gradient, in one pass.
+// The loss of a soft mixture of experts, its statistics and its own gradient, in one pass over the
+// samples; the balance term, in the gradient alone, takes a pass over the gates before it.
 #pragma once
 
 #include "kernels.h"
@@ -10,6 +11,7 @@ namespace flexmoe::FLEXMOE_ISA {
 struct MixtureScratch {
   float* gate;     // [slots] softmax of the chosen scores
   float* slopes;   // [slots] d loss / d gate
+  float* pulls;    // [slots] d balance term / d gate, of a sample of weight 1
   float* logits;   // [classes], then d loss / d logits
   double* counts;  // [slots, 3]
 };
@@ -56,6 +58,34 @@ FLEXMOE_INLINE float dot(int64_t size, const float* a, const float* b) {
   return sum(total);
 }
 
+// gate = softmax of a sample's chosen scores.
+FLEXMOE_INLINE void open_gate(const Mixture& m, const float* row, const int64_t* chosen,
+                              float* gate) {
+  for (int64_t i = 0; i < m.slots; ++i) gate[i] = row[chosen[i]];
+  softmax(m.slots, gate);
+}
+
+// The balance term is balance * slots * sum_i share_i * (sum_b weight_b * gate_bi), where share_i
+// is the part of the batch's weight that is routed to slot i, which is not differentiated (Switch
+// Transformers, Fedus et al., arXiv 2101.03961, equations 4 to 6, times the batch's weight).
+inline void find_pulls(const Mixture& m, const float* scores, const int64_t* chosen,
+                       const float* weight, const MixtureScratch& s) {
+  for (int64_t i = 0; i < m.slots; ++i) s.pulls[i] = 0.0f;
+  if (m.balance == 0.0f) return;
+  double* routed = s.counts;  // [slots] weight, until the counts begin
+  for (int64_t i = 0; i < m.slots; ++i) routed[i] = 0.0;
+  double total = 0.0;
+  for (int64_t b = 0; b < m.batch; ++b) {
+    open_gate(m, scores + b * m.experts, chosen, s.gate);
+    routed[argmax(m.slots, s.gate)] += static_cast<double>(weight[b]);
+    total += static_cast<double>(weight[b]);
+  }
+  if (total == 0.0) return;  // only padding
+  for (int64_t i = 0; i < m.slots; ++i) {
+    s.pulls[i] = m.balance * static_cast<float>(m.slots) * static_cast<float>(routed[i] / total);
+  }
+}
+
 inline bool mixture_cross_entropy(const Context& context, const Mixture& m, const float* scores,
                                   const float* outputs, const int64_t* y, const int64_t* chosen,
                                   const float* weight, float* loss, float* stats, float* dscores,
@@ -64,11 +94,13 @@ inline bool mixture_cross_entropy(const Context& context, const Mixture& m, cons
   MixtureScratch s;
   s.gate = static_cast<float*>(context.workspace->take(slots * sizeof(float)));
   s.slopes = static_cast<float*>(context.workspace->take(slots * sizeof(float)));
+  s.pulls = static_cast<float*>(context.workspace->take(slots * sizeof(float)));
   s.logits = static_cast<float*>(context.workspace->take(classes * sizeof(float)));
   s.counts = static_cast<double*>(context.workspace->take(3 * slots * sizeof(double)));
-  if (!s.gate || !s.slopes || !s.logits || !s.counts) return false;
+  if (!s.gate || !s.slopes || !s.pulls || !s.logits || !s.counts) return false;
   if (context.measures) return true;
 
+  if (dscores) find_pulls(m, scores, chosen, weight, s);
   for (int64_t i = 0; i < 3 * m.slots; ++i) s.counts[i] = 0.0;
   double total = 0.0;
   for (int64_t b = 0; b < m.batch; ++b) {
@@ -76,8 +108,7 @@ inline bool mixture_cross_entropy(const Context& context, const Mixture& m, cons
     const int64_t stride = m.batch * m.classes;  // between slots
     const float* output = outputs + b * m.classes;
 
-    for (int64_t i = 0; i < m.slots; ++i) s.gate[i] = row[chosen[i]];
-    softmax(m.slots, s.gate);
+    open_gate(m, row, chosen, s.gate);
     for (int64_t c = 0; c < m.classes; ++c) s.logits[c] = 0.0f;
     for (int64_t i = 0; i < m.slots; ++i) {
       add_scaled(m.classes, s.gate[i], output + i * stride, s.logits);
@@ -101,7 +132,7 @@ inline bool mixture_cross_entropy(const Context& context, const Mixture& m, cons
     for (int64_t c = 0; c < m.classes; ++c) s.logits[c] *= weight[b];
     float mean = 0.0f;
     for (int64_t i = 0; i < m.slots; ++i) {
-      s.slopes[i] = dot(m.classes, s.logits, output + i * stride);
+      s.slopes[i] = dot(m.classes, s.logits, output + i * stride) + weight[b] * s.pulls[i];
       mean += s.gate[i] * s.slopes[i];
       float* gradient = doutputs + i * stride + b * m.classes;
       for (int64_t c = 0; c < m.classes; ++c) gradient[c] = s.gate[i] * s.logits[c];

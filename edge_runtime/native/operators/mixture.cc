@@ -1,3 +1,5 @@
+#include <cfloat>
+
 #include "operators/operators.h"
 
 namespace flexmoe::operators {
@@ -30,8 +32,7 @@ Inputs read_inputs(Arguments& arguments) {
   return in;
 }
 
-void run(KernelRuntimeContext& context, Arguments& arguments, bool gradients) {
-  const Inputs in = read_inputs(arguments);
+void run(KernelRuntimeContext& context, Arguments& arguments, Inputs in, bool gradients) {
   float* loss = arguments.output({});
   float* stats = arguments.output({in.mixture.slots, 3});
   float* dscores = gradients ? arguments.output_like(in.scores) : nullptr;
@@ -47,12 +48,22 @@ void run(KernelRuntimeContext& context, Arguments& arguments, bool gradients) {
 
 void mixture_cross_entropy(KernelRuntimeContext& context, Stack stack) {
   Arguments arguments("mixture_cross_entropy", context, stack);
-  run(context, arguments, true);
+  run(context, arguments, read_inputs(arguments), true);
+}
+
+void balanced_mixture_cross_entropy(KernelRuntimeContext& context, Stack stack) {
+  Arguments arguments("balanced_mixture_cross_entropy", context, stack);
+  Inputs in = read_inputs(arguments);
+  const double balance = arguments.real();
+  if (arguments.require(0.0 <= balance && balance <= double{FLT_MAX}, "a number out of range")) {
+    in.mixture.balance = static_cast<float>(balance);
+  }
+  run(context, arguments, in, true);
 }
 
 void mixture_evaluate(KernelRuntimeContext& context, Stack stack) {
   Arguments arguments("mixture_evaluate", context, stack);
-  run(context, arguments, false);
+  run(context, arguments, read_inputs(arguments), false);
 }
 
 }  // namespace flexmoe::operators

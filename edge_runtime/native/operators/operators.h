@@ -32,6 +32,7 @@ void max_pool2d_backward(KernelRuntimeContext& context, Stack stack);
 
 // mixture.cc
 void mixture_cross_entropy(KernelRuntimeContext& context, Stack stack);
+void balanced_mixture_cross_entropy(KernelRuntimeContext& context, Stack stack);
 void mixture_evaluate(KernelRuntimeContext& context, Stack stack);
 
 }  // namespace flexmoe::operators

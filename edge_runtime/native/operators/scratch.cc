@@ -130,6 +130,7 @@ Take find_take(const std::string& name) {
                 {"flexmoe::conv2d_backward_weight.out", take_backward_weight},
                 {"flexmoe::group_norm_backward.out", take_group_norm},
                 {"flexmoe::mixture_cross_entropy.out", take_mixture},
+                {"flexmoe::balanced_mixture_cross_entropy.out", take_mixture},
                 {"flexmoe::mixture_evaluate.out", take_mixture}};
   for (const auto& entry : kTakes) {
     if (name == entry.name) return entry.take;

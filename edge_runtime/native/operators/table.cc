@@ -27,6 +27,8 @@ const Operator* find_operator(const std::string& name) {
       {"flexmoe::stack.out", "LO", stack},
       {"flexmoe::select.out", "TiO", select},
       {"flexmoe::mixture_cross_entropy.out", "TTTTTOOOO", mixture_cross_entropy},
+      {"flexmoe::balanced_mixture_cross_entropy.out", "TTTTTdOOOO",
+       balanced_mixture_cross_entropy},
       {"flexmoe::mixture_evaluate.out", "TTTTTOO", mixture_evaluate},
   };
   for (const Operator& entry : kTable) {

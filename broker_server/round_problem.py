@@ -1,0 +1,62 @@
+"""A round's assignment problem, and the policy that an experiment names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker_server import fitness, forecast, load
+from broker_server.assignment import AssignmentPolicy, Problem, policy
+from broker_server.experiment import Experiment
+from broker_server.scores import Scores
+from broker_server.seeds import derive_seed
+from broker_server.state import State
+
+
+def round_problem(
+    state: State,
+    scores: Scores,
+    samples: NDArray[np.int64],
+    capacity: NDArray[np.int64],
+    places: Sequence[str],
+    experiment: Experiment,
+) -> Problem:
+    """The problem of the round after `state`.
+
+    samples, capacity [C]: n_c and k_c of the clients of `scores`. places: all clients, in the order
+    in which rounds first saw them.
+    """
+    settings, number = experiment.assignment, state.round + 1
+    experts = experiment.model.experts
+    explored = fitness.exploration_bonus(scores.trials, state.round, experiment.fitness.explore)
+    popular = forecast.popularity(forecast.table(state.shares, state.shares, experts))
+    foretold = forecast.predict(scores.shares, capacity, popular)
+    past = load.history(settings.balance, state.load, state.routed)
+    lower, upper = load.bounds(past, samples, capacity, settings.delta)
+    place_of = {client: place for place, client in enumerate(places)}
+    return Problem(
+        scores.quality + explored,
+        samples,
+        capacity,
+        lower,
+        upper,
+        derive_seed(experiment.seed, number, "assignment"),
+        weight=load.weights(settings.balance, samples, foretold),
+        history=past,
+        places=np.array([place_of[client] for client in scores.clients]),
+        round=number,
+    )
+
+
+def chosen_policy(experiment: Experiment) -> AssignmentPolicy:
+    """The policy of the experiment, with its options."""
+    settings = experiment.assignment
+    options: dict[str, dict[str, Any]] = {
+        "flex_moe": {"solver": settings.solver},
+        "desirability": {"penalty": settings.penalty},
+        "fixed": {"file": settings.file},
+    }
+    return policy(settings.policy, **options.get(settings.policy, {}))

@@ -1,0 +1,218 @@
+"""A round's capacities: who is given how many, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from broker_server.artifacts import Artifacts
+from broker_server.capacities import Capacities, Past, capacities_of, found_caps
+from broker_server.capacity import Cap, Capacity
+from broker_server.demand import Demand
+from broker_server.experiment import Experiment
+from broker_server.pace import Pace
+from broker_server.roster import Roster
+from broker_server.work import Answer
+from edge_runtime.codec import RawCodec
+from edge_runtime.errors import ConfigError, FleetError
+from edge_runtime.messages import Hello
+from model_export.cache import ProgramCache
+from model_export.models import ModelSpec
+from model_export.program import Program, make_layout
+
+SPEC = ModelSpec("digits", (64,), 10, 8)
+HELLO = Hello("", 200, 20, [64], 10, "native", "x86_64", 2.0, 1 << 30, "0.1")
+DEMAND = Demand(3, 100.0, 0, 4000, 1000, 100, False)
+PASSES = HELLO.samples * DEMAND.epochs
+NAMES = ["a", "b", "c"]
+
+
+class LayoutPrograms(ProgramCache):
+    """Nothing is exported: a program is its layout."""
+
+    def __init__(self) -> None: ...
+
+    def get(self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
+        layout = make_layout(spec, k, batch, role, "stock")
+        return Program(layout.to_json().encode(), layout, arena_bytes=1000)
+
+
+class Fleet:
+    """Three devices that are asked to hold four experts; `past` is what rounds showed."""
+
+    def __init__(self, asked: Any = 4, policy: str = "flex_moe", demand: Demand = DEMAND) -> None:
+        self.experiment = Experiment.model_validate(
+            {
+                "data": {"devices": len(NAMES)},
+                "model": {"experts": SPEC.experts, "experts_per_device": asked},
+                "assignment": {"policy": policy},
+            }
+        )
+        self.demand = demand
+        self.roster = Roster(SPEC, "s")
+        self.past = Past({}, {})
+        self.artifacts = Artifacts(self.experiment, SPEC, LayoutPrograms(), RawCodec())
+        for name in NAMES:
+            self.hello(name)
+
+    def hello(self, name: str, **fields: Any) -> None:
+        self.roster.admit(name, dataclasses.replace(HELLO, **fields))
+
+    def need_bytes(self, k: int) -> int:
+        return self.artifacts.memory_bytes(k, "native")
+
+    def paced(self, name: str, **fields: Any) -> None:
+        pace = Pace(**{"trainer": "native", **fields})
+        self.past = dataclasses.replace(self.past, paces={**self.past.paces, name: pace})
+
+    def deal(self) -> Capacities:
+        """The next round's capacities; what is noted there is known to the one after it."""
+        dealt = capacities_of(
+            self.roster.present,
+            NAMES,
+            self.past,
+            self.demand,
+            self.experiment,
+            self.roster,
+            self.artifacts,
+        )
+        self.past = Past(self.past.caps, dealt.paces)
+        return dealt
+
+
+def test_where_nothing_binds_nothing_is_said() -> None:
+    fleet = Fleet([1, 3])
+    for _ in range(3):
+        dealt = fleet.deal()
+        ks = {"a": 1, "b": 3, "c": 1}
+        assert dealt.given == {name: Capacity(k, "asked") for name, k in ks.items()}
+        assert dealt.paces == {name: Pace("native", k=k) for name, k in ks.items()}
+        assert dealt.events == []
+
+
+def test_what_binds_is_said_when_it_begins_and_when_it_ends() -> None:
+    fleet = Fleet()
+    fleet.paced("b", seconds={4: 100.0 / PASSES})
+    dealt = fleet.deal()
+    assert {c: (held.k, held.limit) for c, held in dealt.given.items()} == {
+        "a": (4, "asked"),
+        "b": (3, "compute"),
+        "c": (4, "asked"),
+    }
+    assert dealt.events == [
+        "b: holds 3 experts, its compute allows no more (a round with 4 experts takes 100 s, 0 s "
+        "of it on the way; 80 s of round.deadline_s are for it)"
+    ]
+    assert fleet.deal().events == []
+    quick = dataclasses.replace(fleet.past.paces["b"], seconds={3: 1.0 / PASSES})
+    fleet.past = Past({}, {**fleet.past.paces, "b": quick})
+    assert [fleet.deal().events for _ in range(4)] == [
+        [],
+        ["b: holds 4 experts, as many as it is asked for"],
+        [],
+        [],
+    ]
+
+
+def test_one_that_rises_and_is_still_bound() -> None:
+    fleet = Fleet()
+    fleet.paced("a", k=1, limit="compute", streak=1, seconds={1: 1.0 / PASSES})
+    assert fleet.deal().events == ["a: holds 2 experts, one more than before"]
+
+
+def test_memory_and_compute_of_one_device() -> None:
+    fleet = Fleet()
+    fleet.hello("a", memory_available_bytes=fleet.need_bytes(4) - 1)
+    fleet.paced("a", seconds={3: 100.0 / PASSES})
+    assert (fleet.deal().given["a"].k, fleet.past.paces["a"].limit) == (2, "compute")
+    fleet.hello("a", memory_available_bytes=fleet.need_bytes(2) - 1)
+    (event,) = fleet.deal().events
+    assert event.startswith("a: holds 1 expert, its memory allows no more (2 need ")
+
+
+def test_a_killed_device_is_given_fewer_when_it_is_back() -> None:
+    for restarted in (True, False):
+        fleet = Fleet()
+        fleet.paced("c", k=4, suspect=4)
+        fleet.past = dataclasses.replace(fleet.past, restarted={"c"} if restarted else {"a"})
+        dealt = fleet.deal()
+        assert dealt.given["c"] == (Capacity(3, "memory") if restarted else Capacity(4, "asked"))
+        assert dealt.events == restarted * [
+            "c: holds 3 experts, its memory allows no more (its process ended at work with 4 "
+            "experts)"
+        ]
+        assert dealt.paces["c"].suspect == 0
+
+
+def test_who_is_away_keeps_what_is_known() -> None:
+    fleet = Fleet()
+    fleet.paced("b", k=2, suspect=2)
+    fleet.roster.leave("b")
+    before = fleet.past.paces["b"]
+    dealt = fleet.deal()
+    assert list(dealt.given) == ["a", "c"] and dealt.paces["b"] is before
+
+
+def test_who_sits_out_is_named_once() -> None:
+    fleet = Fleet()
+    fleet.hello("a", memory_available_bytes=fleet.need_bytes(1) - 1)
+    dealt = fleet.deal()
+    assert list(dealt.given) == ["b", "c"]
+    assert [event[:12] for event in dealt.events] == ["a: sits out:"]
+    assert fleet.deal().events == []
+    fleet.hello("a", memory_available_bytes=1 << 30)
+    dealt = fleet.deal()
+    assert dealt.given["a"] == Capacity(4, "asked")
+    assert dealt.events == ["a: holds 4 experts, as many as it is asked for"]
+
+
+def test_too_few_that_can_hold_one() -> None:
+    """Even those of whom it was said before are named."""
+    fleet = Fleet()
+    fleet.hello("a", memory_available_bytes=0)
+    fleet.deal()
+    fleet.hello("b", memory_available_bytes=0)
+    with pytest.raises(FleetError, match=r"1 of 3 devices can .* for 2; a: sits out: .*; b: sits"):
+        fleet.deal()
+
+
+def test_another_trainer_has_another_pace() -> None:
+    fleet = Fleet()
+    fleet.paced("a", trainer="executorch", seconds={4: 100.0 / PASSES}, k=2, too_many=3)
+    dealt = fleet.deal()
+    assert dealt.given["a"] == Capacity(4, "asked")
+    assert dealt.paces["a"] == Pace("native", k=4)
+
+
+def test_where_all_experts_go_everywhere_none_is_given_fewer() -> None:
+    fleet = Fleet(policy="full")
+    fleet.paced("a", k=8, seconds={8: 1000.0 / PASSES}, too_many=8)
+    assert {held.k for held in fleet.deal().given.values()} == {8}
+
+
+def test_a_byte_budget_binds_all_alike() -> None:
+    fleet = Fleet(demand=dataclasses.replace(DEMAND, byte_budget=8000 + 2200 * 3))
+    dealt = fleet.deal()
+    assert set(dealt.given.values()) == {Capacity(3, "link")}
+    assert dealt.events[0] == (
+        "a: holds 3 experts, its link allows no more (a round with 4 experts moves 0.0168 MB, "
+        "round.byte_budget is 0.0146 MB)"
+    )
+    assert fleet.deal().events == []
+
+
+@pytest.mark.parametrize(("policy", "k"), [("flex_moe", 1), ("full", 8)])
+def test_a_byte_budget_that_is_too_small_ends_the_run(policy: str, k: int) -> None:
+    least = DEMAND.moved_bytes(k)
+    Fleet(policy=policy, demand=dataclasses.replace(DEMAND, byte_budget=least)).deal()
+    fleet = Fleet(policy=policy, demand=dataclasses.replace(DEMAND, byte_budget=least - 1))
+    with pytest.raises(ConfigError, match=r"round\.byte_budget is"):
+        fleet.deal()
+
+
+def test_what_refusals_for_lack_of_memory_show() -> None:
+    answers = {"a": Answer("failed", needed_bytes=5000), "b": Answer("failed"), "c": Answer("ok")}
+    caps = found_caps(answers, {name: [1, 2] for name in NAMES}, dict.fromkeys(NAMES, HELLO))
+    assert caps == {"a": Cap(2, 5000, HELLO.memory_available_bytes, "native")}

@@ -1,0 +1,247 @@
+"""What rounds show of a client."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_server.demand import Demand
+from broker_server.pace import HOLD, MAX_DOUBLINGS, WEIGHT, Pace, Rate, paces_after
+from broker_server.work import Answer, Observed
+from tests.broker_server.sample_model import make_assign, make_report
+
+PASSES = 600
+DEMAND = Demand(3, 60.0, 0, 4000, 1000, 100, False)
+ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e-300, 1e300]
+
+
+def ok(telemetry: Mapping[str, float], uplink_bytes: int = 0, uplink_s: float = 0.0) -> Answer:
+    report = dataclasses.replace(make_report(make_assign(), {}), telemetry=dict(telemetry))
+    return Answer("ok", report=report, observed=Observed(uplink_bytes, uplink_s))
+
+
+def late(**seen: object) -> Answer:
+    return Answer("late", observed=Observed(**seen))  # type: ignore[arg-type]
+
+
+def through(pace: Pace, *answers: Answer) -> Pace:
+    for answer in answers:
+        pace = pace.after(answer, PASSES, DEMAND)
+    return pace
+
+
+# --- what is measured --------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.1, 100.0), min_size=1, max_size=20))
+def test_seconds_are_a_moving_average(times: list[float]) -> None:
+    pace = through(Pace("native", k=3), *(ok({"train_s": t}) for t in times))
+    n = len(times) - 1
+    weights = [(1 - WEIGHT) ** n, *(WEIGHT * (1 - WEIGHT) ** (n - i) for i in range(1, n + 1))]
+    want = sum(w * t for w, t in zip(weights, times, strict=True))
+    assert pace.training_s(3, PASSES) == pytest.approx(want, rel=1e-9)
+    assert pace.training_s(3, 2 * PASSES) == pytest.approx(2 * want, rel=1e-9)
+
+
+@given(st.sets(st.integers(1, 12), min_size=1), st.floats(0.0, 5.0), st.floats(0.01, 5.0))
+def test_what_was_not_measured_is_scaled_from_the_nearest(
+    measured: set[int], fixed: float, each: float
+) -> None:
+    """Steps take `fixed + each * k`: upwards that is never too little, downwards never too much."""
+    pace = Pace("native", {k: (fixed + each * k) / PASSES for k in measured})
+    for k in range(1, 13):
+        nearest = min(abs(j - k) for j in measured)
+        source = k - nearest if k - nearest in measured else k + nearest
+        want = (fixed + each * source) * k / source
+        told, true = pace.training_s(k, PASSES), fixed + each * k
+        assert told == pytest.approx(want)
+        assert told >= true * (1 - 1e-9) if source <= k else told <= true * (1 + 1e-9)
+
+
+def test_nothing_measured_takes_no_time() -> None:
+    assert Pace("native").round_s(4, PASSES, DEMAND) == 0.0
+
+
+def test_a_link_is_measured_both_ways() -> None:
+    pace = through(Pace("native", k=2), ok({"fetch_bytes": 8000.0, "fetch_s": 4.0}, 5000, 1.0))
+    assert pace.down == Rate(8000.0, 4.0) and pace.up == Rate(5000, 1.0)
+    # 4000 + 2 * 1100 bytes each way.
+    assert pace.transfer_s(2, DEMAND) == pytest.approx(6200 / 2000 + 6200 / 5000)
+    assert pace.round_s(2, PASSES, DEMAND) == pace.transfer_s(2, DEMAND)
+
+
+def test_a_round_that_moves_little_says_little_of_a_link() -> None:
+    """Almost all of its time is waiting."""
+    quick = ok({"fetch_bytes": 1e6, "fetch_s": 1.0})
+    pace = through(Pace("native", k=2), quick, ok({"fetch_bytes": 100.0, "fetch_s": 0.1}))
+    assert pace.down is not None and pace.down.seconds_for(10**6) == pytest.approx(1.0, rel=0.05)
+    assert through(pace, ok({"fetch_bytes": 0.0, "fetch_s": 0.0})).down == pace.down
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.floats(0.01, 1e6) | st.sampled_from(ODD)] * 3, st.booleans()), max_size=8
+    ),
+    st.integers(1, 10**9),
+)
+def test_whatever_a_device_tells_a_prediction_is_a_time(
+    told: list[tuple[float, float, float, bool]], passes: int
+) -> None:
+    pace = Pace("native", k=2)
+    for train_s, moved, seconds, good in told:
+        telemetry = {"train_s": train_s, "fetch_bytes": moved, "fetch_s": seconds}
+        answer = ok(telemetry) if good else late(telemetry=telemetry)
+        pace = pace.after(answer, passes, DEMAND)
+    for k in (1, 2, 64):
+        assert pace.round_s(k, passes, DEMAND) >= 0.0  # and no NaN
+
+
+def test_figures_that_are_none_change_nothing() -> None:
+    pace = through(Pace("native", k=2), ok({"train_s": 6.0}))
+    for odd in (math.nan, math.inf, -1.0, 0.0):
+        again = through(pace, ok({"train_s": odd, "fetch_bytes": odd, "fetch_s": odd}))
+        assert (again.seconds, again.down, again.up) == (pace.seconds, None, None)
+    assert through(pace, ok({})).seconds == pace.seconds
+
+
+# --- falling short -----------------------------------------------------------------------------
+
+
+def test_a_missed_deadline_is_a_measurement() -> None:
+    """At that k it took longer: whatever was measured before."""
+    before = through(Pace("native", k=3), ok({"train_s": 6.0}, 6000, 10.0))
+    pace = through(before, late())
+    assert pace.round_s(3, PASSES, DEMAND) >= DEMAND.deadline_s
+    assert (pace.too_many, pace.ceiling, pace.cause, pace.clean) == (3, 2, "compute", 0)
+    assert through(Pace("native", k=1), late()).ceiling == 1
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "uplink", "cause"),
+    [
+        ({}, (0, 0.0), "compute"),
+        ({"train_s": 40.0, "fetch_s": 5.0}, (3000, 10.0), "compute"),
+        ({"train_s": 10.0, "fetch_s": 5.0}, (3000, 30.0), "link"),
+        ({"train_s": 10.0, "fetch_s": 30.0}, (0, 5.0), "link"),
+    ],
+)
+def test_what_a_late_device_lacks(
+    telemetry: dict[str, float], uplink: tuple[int, float], cause: str
+) -> None:
+    size, seconds = uplink
+    answer = late(telemetry=telemetry, uplink_bytes=size, uplink_s=seconds)
+    pace = through(Pace("native", k=3), answer)
+    assert (pace.too_many, pace.cause) == (3, cause)
+    assert pace.up == (Rate(size, seconds) if size else None)
+    if cause == "compute":
+        assert pace.round_s(3, PASSES, DEMAND) >= DEMAND.deadline_s
+    else:
+        assert pace.training_s(3, PASSES) == telemetry["train_s"]
+
+
+def test_a_device_that_the_server_kept_waiting_is_not_late() -> None:
+    pace = through(Pace("native", k=3), ok({"train_s": 6.0}))
+    assert through(pace, late(kept_waiting=True, telemetry={"train_s": 1.0})) == pace
+
+
+@pytest.mark.parametrize("status", ["gone", "failed", "rejected"])
+def test_other_ends_say_nothing_of_the_pace(status: str) -> None:
+    """What a refusal for lack of memory needs is a `Cap`; a goodbye is no failure."""
+    pace = through(Pace("native", k=3), ok({"train_s": 6.0}))
+    assert through(pace, Answer(status)) == pace  # type: ignore[arg-type]
+
+
+def test_a_process_that_ended_at_work_is_told_by_the_next_hello() -> None:
+    before = Pace("native", k=3, clean=2)
+    vanished = through(before, Answer("gone", observed=Observed(vanished=True)))
+    assert vanished == dataclasses.replace(before, suspect=3)
+    assert vanished.returned(restarted=False) == before  # it had only lost its connection
+    killed = vanished.returned(restarted=True)
+    assert (killed.too_many, killed.ceiling, killed.cause) == (3, 2, "memory")
+    assert (killed.suspect, killed.clean) == (0, 0)
+    assert before.returned(restarted=True) == before  # it came anew between two rounds
+
+
+@pytest.mark.parametrize("status", ["late", "gone"])
+def test_a_process_that_ended_and_came_back_within_the_round(status: str) -> None:
+    answer = Answer(status, observed=Observed(vanished=status == "gone", restarted=True))  # type: ignore[arg-type]
+    pace = through(Pace("native", k=3), answer)
+    assert (pace.too_many, pace.cause, pace.suspect, pace.seconds) == (3, "memory", 0, {})
+
+
+def test_one_that_came_back_and_finished_held_its_experts() -> None:
+    answer = dataclasses.replace(ok({"train_s": 6.0}), observed=Observed(restarted=True))
+    assert through(Pace("native", k=3), answer).too_many == 0
+
+
+def test_the_lower_ceiling_counts() -> None:
+    pace = through(Pace("native", k=4), late())
+    again = through(dataclasses.replace(pace, k=2), late())
+    assert again.too_many == 2
+    assert through(again, late()).too_many == 2
+
+
+# --- trust comes back --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("falls", range(MAX_DOUBLINGS + 3))
+def test_each_fall_takes_twice_as_long_to_forget(falls: int) -> None:
+    hold = HOLD * 2 ** min(max(falls - 1, 0), MAX_DOUBLINGS)
+    fallen = Pace("native", {2: 0.1, 3: 0.2}, k=2, too_many=3, cause="compute", falls=falls)
+    pace = through(fallen, *[ok({"train_s": 60.0})] * (hold - 1))
+    assert (pace.too_many, set(pace.seconds)) == (3, {2, 3})
+    pace = through(pace, ok({"train_s": 60.0}))
+    assert (pace.too_many, pace.ceiling, set(pace.seconds)) == (4, 3, {2})
+    assert pace.falls == falls
+
+
+def test_what_no_longer_binds_is_forgotten_whole() -> None:
+    """It was given fewer than the ceiling for long: something else binds it."""
+    pace = through(Pace("native", k=2, too_many=4, cause="compute", falls=1), *[ok({})] * HOLD)
+    assert pace == Pace("native", k=2)
+
+
+def test_rounds_that_go_wrong_do_not_count_as_clean() -> None:
+    pace = through(Pace("native", k=2, too_many=3, falls=1), *[ok({})] * (HOLD - 1))
+    for answer in (Answer("failed"), Answer("rejected"), Answer("gone")):
+        assert through(pace, answer).too_many == 3
+    assert through(pace, late(), ok({})).clean == 1
+
+
+# --- carried forward ---------------------------------------------------------------------------
+
+rates = st.none() | st.builds(Rate, st.floats(1, 1e9), st.floats(1e-6, 1e6))
+small = st.integers(0, 64)
+limits = st.sampled_from(["asked", "memory", "compute", "link"])
+
+
+@given(
+    st.builds(
+        Pace,
+        st.sampled_from(["native", "executorch"]),
+        st.dictionaries(st.integers(1, 64), st.floats(0, 1e6), max_size=4),
+        *[rates] * 2,
+        small,
+        limits,
+        *[small] * 4,
+        limits,
+        small,
+    )
+)
+def test_a_checkpoint_keeps_it(pace: Pace) -> None:
+    assert Pace.from_plain(msgpack.unpackb(msgpack.packb(pace.to_plain()))) == pace
+
+
+def test_all_paces_are_carried_and_those_at_work_move() -> None:
+    paces = {name: Pace("native", k=2) for name in "abc"}
+    answers = {"a": ok({"train_s": 6.0}), "c": late()}
+    after = paces_after(paces, answers, {"a": 10, "c": 20}, DEMAND)
+    assert list(after) == ["a", "b", "c"] and after["b"] is paces["b"]
+    assert after["a"].seconds == {2: 6.0 / (10 * DEMAND.epochs)}
+    assert after["c"].seconds == {2: DEMAND.deadline_s / (20 * DEMAND.epochs)}

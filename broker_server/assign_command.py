@@ -20,7 +20,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from broker_server.assignment import Assignment, Problem, policy
-from broker_server.load import coefficient_of_variation
+from broker_server.load import GRAIN, coefficient_of_variation
 from edge_runtime.errors import ConfigError, DataError
 
 DEFAULT_OUT = Path("X.npy")
@@ -45,6 +45,7 @@ class Request:
     capacity: str
     policy: str = "flex_moe"
     delta: float = 0.02
+    grain: float = GRAIN
     solver: str | None = None
     history: Path | None = None
     seed: int = 0
@@ -76,6 +77,7 @@ def run(request: Request) -> Report:
         _vector(request.samples, clients),
         _vector(request.capacity, clients),
         delta=request.delta,
+        grain=request.grain,
         history=None if request.history is None else _matrix(request.history),
         seed=request.seed,
     )

@@ -197,6 +197,10 @@ def assign(
     delta: Annotated[
         float, typer.Option(help="Tolerance of the load bounds, of the fair share.")
     ] = 0.02,
+    grain: Annotated[
+        float,
+        typer.Option(help="The least tolerance, in samples of a mean client; 0: --delta alone."),
+    ] = 0.5,
     solver: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of flex_moe: auto, exact or prices [default: auto]."),
@@ -222,7 +226,17 @@ def assign(
 
     report = assign_command.run(
         assign_command.Request(
-            quality, samples, capacity, policy, delta, solver, history, seed, fixed, out
+            quality=quality,
+            samples=samples,
+            capacity=capacity,
+            policy=policy,
+            delta=delta,
+            grain=grain,
+            solver=solver,
+            history=history,
+            seed=seed,
+            fixed=fixed,
+            out=out,
         )
     )
     print(assign_command.to_json(report) if as_json else assign_command.to_text(report))

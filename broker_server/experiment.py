@@ -87,7 +87,7 @@ class Fitness(Section):
         default=0.5, ge=0, le=1, description="Weight of the newest s: Q = (1 - beta) Q + beta s."
     )
     explore: float = Field(
-        default=0.0,
+        default=1.0,
         ge=0,
         description="Bonus for pairs that were tried seldom: explore * sqrt(ln(1 + t) / (1 + "
         "trials)), added to Q for the assignment. 0 is the paper's rule, under which pairs that "

@@ -28,9 +28,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from edge_runtime.errors import ConfigError
 
+GRAIN = 0.5
+"""The least tolerance of a round's load bounds, in samples of a mean client."""
+
 Balance = Literal["assigned", "routed", "both"]
 
-_GRAIN = 0.5  # of a mean client's samples
 _MOST_ASSIGNED = 3  # by how much an expert's assignments may exceed its routed load in `history`
 
 
@@ -39,6 +41,7 @@ def bounds(
     samples: NDArray[np.int64],
     capacity: NDArray[np.int64],
     delta: float,
+    grain: float = GRAIN,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Samples (lower [E], upper [E]) that each expert should get in this round.
 
@@ -48,19 +51,21 @@ def bounds(
 
         lower[e] = max(0, T - slack - H[e])      upper[e] = max(0, T + slack - H[e])
 
-    where slack is `delta T`, or half of a mean client's samples if that is more: loads come in
-    blocks of n_c, and to hit a share more finely than its blocks would cost quality for nothing, as
-    what is missing now is made good in the next round.
+    where slack is `delta T`, or `grain` times a mean client's samples if that is more: loads come
+    in blocks of n_c, and to hit a share more finely than its blocks would cost quality for nothing,
+    as what is missing now is made good in the next round.
 
     history [E]: H before the round, or the load of another `Balance`. samples, capacity [C]: n_c
-    and k_c of the clients that take part. delta: tolerance, 0 or more; `ConfigError` otherwise. The
+    and k_c of the clients that take part. delta, grain: tolerances, 0 or more; `ConfigError` otherwise. The
     bounds may be impossible to keep: a client may have more samples than an expert's share, and a
     round cannot make good any deficit.
     """
     if not (math.isfinite(delta) and delta >= 0):
         raise ConfigError(f"delta: the load tolerance must be 0 or more, not {delta}")
+    if not (math.isfinite(grain) and grain >= 0):
+        raise ConfigError(f"grain: must be 0 or more mean clients, not {grain}")
     share = (history.sum() + samples @ capacity) / len(history)
-    slack = max(delta * share, _GRAIN * samples.mean())
+    slack = max(delta * share, grain * samples.mean())
     lower = np.maximum(0.0, share - slack - history)
     upper = np.maximum(0.0, share + slack - history)
     return lower, upper

@@ -84,7 +84,8 @@ class Batch:
 
     `x` [n, *shape] float32, `y` [n] int64, `sample_weight` [n] float32: each sample's share of the
     loss, 0 for padding. A multiple is run as micro-batches of the program's size, whose gradients
-    are summed: the step is the same as that of a program with a batch of n (within 1e-5).
+    are summed: the step is the same as that of a program with a batch of n (within 1e-5), but for
+    a balance term, which sees one micro-batch at a time.
     """
 
     x: NDArray[np.float32]

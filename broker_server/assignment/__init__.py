@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 
 from broker_server.assignment.problem import Problem
 from broker_server.assignment.result import Assignment
+from broker_server.load import GRAIN
 from edge_runtime.errors import ConfigError
 
 __all__ = ["POLICIES", "Assignment", "AssignmentPolicy", "Problem", "assign", "policy"]
@@ -66,6 +67,7 @@ def assign(
     capacity: ArrayLike,
     *,
     delta: float = 0.02,
+    grain: float = GRAIN,
     history: ArrayLike | None = None,
     seed: int = 0,
     name: str = "flex_moe",
@@ -74,10 +76,12 @@ def assign(
     """The assignment of the policy `name` under balanced load; `options` are the policy's own.
 
     quality [C, E], samples [C] (n_c, whole, from 1), capacity [C] (k_c, whole, 1 to E). delta:
-    tolerance of the load bounds around the fair share, as a fraction of it. history [E]: the
+    tolerance of the load bounds around the fair share, as a fraction of it; at least `grain` times
+    a mean client's samples. history [E]: the
     experts' loads before, 0 by default. seed: breaks ties. Raises `FleetError` or `ConfigError`.
     """
     decide = policy(name, **options)
-    return decide(
-        Problem.balanced(quality, samples, capacity, delta=delta, history=history, seed=seed)
+    problem = Problem.balanced(
+        quality, samples, capacity, delta=delta, grain=grain, history=history, seed=seed
     )
+    return decide(problem)

@@ -28,19 +28,24 @@ Solver = Literal["auto", "exact", "prices"]
 EXACT_PAIRS = 1024
 """Clients times experts up to which `auto` looks for the optimum."""
 
+AUTO_WORK_LIMIT = 0.25
+"""CP-SAT's deterministic seconds in `auto`: a round should not wait for the last digit."""
+
 _PROVEN = 1e-6  # a gap that leaves nothing to look for
 
 
-def assign(problem: Problem, solver: Solver = "auto", work_limit: float = WORK_LIMIT) -> Assignment:
+def assign(
+    problem: Problem, solver: Solver = "auto", work_limit: float | None = None
+) -> Assignment:
     """The assignment of least violation, then most quality, as far as the solver finds it.
 
-    ``prices``: near optimal, in seconds for 100,000 clients. ``exact``: CP-SAT for at most
-    `work_limit` of its deterministic seconds (about 1 s each). ``auto``: prices, and where these
-    leave a gap and there are at most `EXACT_PAIRS` pairs, CP-SAT goes on from there. `ConfigError`
-    for any other.
+    ``prices``: near optimal, in seconds for 100,000 clients. ``exact``: CP-SAT. ``auto``: prices,
+    and where these leave a gap and there are at most `EXACT_PAIRS` pairs, CP-SAT goes on from
+    there. work_limit: CP-SAT's deterministic seconds (about 1 s each) at most; by default
+    `WORK_LIMIT`, and `AUTO_WORK_LIMIT` for auto. `ConfigError` for another solver.
     """
     if solver == "exact":
-        return exact.solve(problem, work_limit)
+        return exact.solve(problem, WORK_LIMIT if work_limit is None else work_limit)
     if solver == "prices":
         return prices.solve(problem)
     if solver != "auto":
@@ -51,7 +56,7 @@ def assign(problem: Problem, solver: Solver = "auto", work_limit: float = WORK_L
         return first
     best = exact.solve(
         problem,
-        work_limit,
+        AUTO_WORK_LIMIT if work_limit is None else work_limit,
         first.X,
         best_bound=first.bound,
         least_violation=first.violation_bound,

@@ -106,13 +106,14 @@ class Problem:
         capacity: ArrayLike,
         *,
         delta: float,
+        grain: float = load.GRAIN,
         history: ArrayLike | None = None,
         seed: int = 0,
     ) -> Problem:
         """A problem whose load bounds are those of `broker_server.load.bounds`.
 
-        delta: tolerance around the fair share, 0 or more; `ConfigError` otherwise. history [E]: the
-        experts' loads so far, 0 by default.
+        delta, grain: tolerances around the fair share, 0 or more; `ConfigError` otherwise. history
+        [E]: the experts' loads so far, 0 by default.
         """
         table = np.asarray(quality)
         experts = table.shape[1] if table.ndim == 2 else 1
@@ -120,7 +121,7 @@ class Problem:
         # Checked before the bounds are made from them; the open bounds are never looked at.
         open_ended = np.full(experts, np.inf)
         free = cls(table, samples, capacity, np.zeros(experts), open_ended, seed, history=past)  # type: ignore[arg-type]
-        lower, upper = load.bounds(past, free.samples, free.capacity, delta)
+        lower, upper = load.bounds(past, free.samples, free.capacity, delta, grain)
         return cls(free.quality, free.samples, free.capacity, lower, upper, seed, history=past)
 
     @property

@@ -4,8 +4,8 @@
 
 FLEX-MoE would be refuted by an assignment that costs more than the updates that it saves. What it
 adds to the wire is the list of experts in `Assign`, and usage, loss and hits in `Report`; they are
-counted here with everything else that is not a blob (kind ``message``: hellos, requests, telemetry),
-so the share is an upper bound. A local solve adds no rounds. Read from a run's `run.sqlite`.
+counted here with all else that is not a blob (kind ``message``: hellos, requests, telemetry), so
+the share is an upper bound. A solve on the server adds no rounds. Read from `run.sqlite`.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ class Assignment(Section):
     file: FilePath = Field(
         default="",
         description="Of fixed: a .npy of 0 and 1 [devices, experts], as `flexmoe assign` writes "
-        "it. A relative path starts at the experiment file's folder.",
+        "it. Rows are devices in the order in which rounds first saw them, in a round by name. A "
+        "relative path starts at the experiment file's folder.",
     )
 
 

@@ -56,9 +56,9 @@ def bounds(
     as what is missing now is made good in the next round.
 
     history [E]: H before the round, or the load of another `Balance`. samples, capacity [C]: n_c
-    and k_c of the clients that take part. delta, grain: tolerances, 0 or more; `ConfigError` otherwise. The
-    bounds may be impossible to keep: a client may have more samples than an expert's share, and a
-    round cannot make good any deficit.
+    and k_c of the clients that take part. delta, grain: tolerances, 0 or more; `ConfigError`
+    otherwise. The bounds may be impossible to keep: a client may have more samples than an expert's
+    share, and a round cannot make good any deficit.
     """
     if not (math.isfinite(delta) and delta >= 0):
         raise ConfigError(f"delta: the load tolerance must be 0 or more, not {delta}")

@@ -109,9 +109,11 @@ class Pace:
         seen, told = answer.observed, answer.telemetry
         train_s = told.get("train_s", math.nan)
         seconds = dict(self.seconds)
+        # A policy may give fewer than it could hold.
+        k = len(answer.report.experts) if answer.report is not None else self.k
         if 0 < train_s < math.inf:
             newest = train_s / passes
-            seconds[self.k] = _average(seconds.get(self.k, newest), newest)
+            seconds[k] = _average(seconds.get(k, newest), newest)
         down = _rate_after(self.down, told.get("fetch_bytes", 0.0), told.get("fetch_s", 0.0))
         up = _rate_after(self.up, seen.uplink_bytes, seen.uplink_s)
         return replace(self, seconds=seconds, down=down, up=up)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_server import fitness, forecast, load
-from broker_server.assignment import AssignmentPolicy, Problem, policy
+from broker_server.assignment import AssignmentPolicy, Problem, fixed, policy
 from broker_server.experiment import Experiment
 from broker_server.scores import Scores
 from broker_server.seeds import derive_seed
@@ -52,8 +52,10 @@ def round_problem(
 
 
 def chosen_policy(experiment: Experiment) -> AssignmentPolicy:
-    """The policy of the experiment, with its options."""
+    """The policy of the experiment, with its options; `ConfigError` if its file is of no use."""
     settings = experiment.assignment
+    if settings.policy == "fixed":
+        fixed.read(settings.file, experiment.model.experts)
     options: dict[str, dict[str, Any]] = {
         "flex_moe": {"solver": settings.solver},
         "desirability": {"penalty": settings.penalty},

@@ -89,7 +89,11 @@ def _result(records: Sequence[RoundRecord], facts: Facts) -> Table:
             f"{figure(closing['device_accuracy'])}  (mean; own model, own held-out data)",
         ),
         ("training loss", figure(closing["loss"])),
-        ("load CV, usage CV", f"{figure(closing['load_cv'])}, {figure(closing['usage_cv'])}"),
+        (
+            "load CV",
+            f"{figure(closing['load_cv'])} as assigned, {figure(closing['routed_cv'])} as routed, "
+            f"{figure(closing['usage_cv'])} as routed in the last round",
+        ),
         ("up", f"{human_bytes(up)}  ({human_bytes(round(up / rounds))} a round)"),
         ("down", f"{human_bytes(down)}  ({human_bytes(round(down / rounds))} a round)"),
         (

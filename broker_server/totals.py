@@ -33,6 +33,7 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
         "loss": last.loss,
         "load_cv": last.load_cv,
         "usage_cv": last.usage_cv,
+        "routed_cv": last.routed_cv,
         "uplink_bytes": sum(r.uplink_bytes for r in records),
         "downlink_bytes": sum(r.downlink_bytes for r in records),
         "socket_sent_bytes": sum(r.socket_sent_bytes for r in records),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from broker_server.assignment.market import Market, Response
 from broker_server.assignment.native import _prices
+from broker_server.assignment.plan import STILL
 from broker_server.assignment.problem import Problem
 
 JITTER = 2e-6
@@ -39,10 +40,15 @@ _SHORT, _LONG = 100, 400  # steps of Adam
 _RATE = 0.1  # units of price
 _NEWTON_STEPS = 60
 _FIRST_RADIUS, _WIDEST_WINDOW = 0.05, 0.3  # units of price
-_LEAST_WEIGHT = 1e-6  # for units where pairs weigh nothing
-_STILL = 1e-7  # relative progress of a step that is as good as none
+_LEAST_SPREAD = 1e-8  # of the largest quality
+_TINIEST = 1e-200  # differences of quality that are as good as none: their units would overflow
+_LIGHTEST = 1e-6  # of a typical weight: prices for lighter pairs are not looked for
+_ROUNDING = 1e-15  # of what D adds up
+_RIDGE = 1e-3  # of the usual curvature
+_EQUAL = 1e-11  # of the stake: values that differ by less may do so by the order of their sum
+_STILL = 1e-7  # of the stake: progress of a step that is as good as none
 _STILL_STEPS = 6
-_SHORT_OF_BEST = 2e-3  # of D: what is left to gain, by a rough guess, when Newton stopped short
+_SHORT_OF_BEST = 2e-3  # of the stake: left to gain, by a rough guess, where Newton stopped short
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,14 @@ class Scale:
 
     spread: of quality, the mean over clients of the largest less the smallest. unit: a price that
     weighs as much for a typical piece of load. limit: a price that turns every client away.
+    stake: quality that is up to the assignment, of all clients; what they get anyway, say by an
+    offset of all qualities, is not in it.
     """
 
     spread: float
     unit: float
     limit: float
+    stake: float
 
     @classmethod
     def of(cls, problem: Problem) -> Scale:
@@ -68,13 +77,15 @@ class Scale:
             widest = max(widest, float(ranges.max()))
             largest = max(largest, float(np.abs(high).max()), float(np.abs(low).max()))
         # Where all are equal, the lots alone decide, in steps that floats can tell apart.
-        spread = max(total / problem.clients, largest * 1e-6) or 1.0
+        spread = max(total / problem.clients, largest * _LEAST_SPREAD)
+        spread = spread if spread > _TINIEST else 1.0
         weights = problem.samples if problem.weight is None else problem.weight.mean(axis=1)
-        heavy = np.maximum(weights.astype(np.float64), _LEAST_WEIGHT)
-        typical = float((heavy * heavy).sum() / heavy.sum())
-        lightest = float(weights.min() if problem.weight is None else problem.weight.min())
-        limit = 4 * max(widest, spread) / max(lightest, _LEAST_WEIGHT * typical)
-        return cls(spread, spread / typical, limit)
+        total_weight = float(weights.sum())
+        # Of the mean sample of a client's load, not the mean client: large clients set prices.
+        typical = float(weights @ (weights / total_weight)) if total_weight > STILL else STILL
+        lightest = float((weights if problem.weight is None else problem.weight).min())
+        limit = 4 * max(widest, spread) / max(lightest, _LIGHTEST * typical)
+        return cls(spread, spread / typical, limit, spread * float(problem.capacity.sum()))
 
     @property
     def jitter(self) -> float:
@@ -101,8 +112,11 @@ def bounds_share(prices: NDArray[np.float64], problem: Problem, share: float = 1
 
 
 def certify(problem: Problem, market: Market, prices: NDArray[np.float64]) -> Prices:
-    """`prices` with the exact value of the dual, without lots."""
-    return Prices(prices, market.respond(prices).value + bounds_share(prices, problem))
+    """`prices` with the value of the dual, without lots, and rounded up."""
+    response = market.respond(prices)
+    priced = response.load + np.where(prices > 0, problem.upper, problem.lower)
+    rounding = _ROUNDING * (abs(response.value) + float(np.abs(prices) @ priced))
+    return Prices(prices, response.value + bounds_share(prices, problem) + rounding)
 
 
 def search(problem: Problem, market: Market, scale: Scale) -> NDArray[np.float64]:
@@ -110,11 +124,10 @@ def search(problem: Problem, market: Market, scale: Scale) -> NDArray[np.float64
     part = market.sample(max(_SAMPLE, 16 * problem.experts))
     start = _adam(problem, part, scale, _SHORT, np.zeros(problem.experts))
     prices, left = refine(problem, market, scale, start, scale.limit)
-    if left <= _SHORT_OF_BEST:
-        return prices
-    return refine(
-        problem, market, scale, _adam(problem, market, scale, _LONG, prices), scale.limit
-    )[0]
+    if left > _SHORT_OF_BEST * scale.stake:
+        start = _adam(problem, market, scale, _LONG, prices)
+        prices, _ = refine(problem, market, scale, start, scale.limit)
+    return prices
 
 
 def refine(
@@ -122,41 +135,51 @@ def refine(
 ) -> tuple[NDArray[np.float64], float]:
     """Prices [E] within +-limit by Newton steps on all clients from `start`.
 
-    And by which share D could still fall, by a guess: the price of the load that is out of place.
+    And by how much D could still fall, by a guess: the price of the load that is out of place.
     """
 
     def answer(prices: NDArray[np.float64], window: float) -> tuple[float, Response]:
         response = market.respond(prices, jitter=scale.jitter, window=window)
         return response.value + bounds_share(prices, problem), response
 
-    radius = window = _FIRST_RADIUS * scale.unit
+    order = np.argsort(market.expert_keys)
+    equal = _EQUAL * scale.stake
+    radius = _FIRST_RADIUS * scale.unit
     prices = np.clip(_levelled(start, problem), -limit, limit)
-    value, response = answer(prices, window)
+    value, response = answer(prices, radius)
     none = np.zeros(problem.experts)
-    value_of_none, response_to_none = answer(none, window)
-    if value_of_none < value:
+    value_of_none, response_to_none = answer(none, radius)
+    if value_of_none < value - equal:
         prices, value, response = none, value_of_none, response_to_none
     still = 0
     for _ in range(_NEWTON_STEPS):
         curvature = _safe(response.curvature, problem, market, scale)
-        following = _prices.step(
-            prices, response.load, curvature, problem.lower, problem.upper, radius, limit
+        following = np.empty_like(prices)
+        # In an order that does not follow from where the experts stand: one goes after the other.
+        following[order] = _prices.step(
+            prices[order],
+            response.load[order],
+            curvature[np.ix_(order, order)],
+            problem.lower[order],
+            problem.upper[order],
+            radius,
+            limit,
         )
         # As far as it went, and a little on: there the next step's curvature is looked for.
         moved = float(np.abs(following - prices).max())
         following = np.clip(_levelled(following, problem), -limit, limit)
-        next_window = max(min(2 * moved, _WIDEST_WINDOW * scale.unit), JITTER * scale.unit)
-        next_value, next_response = answer(following, next_window)
-        still = 0 if value - next_value > _STILL * abs(value) else still + 1
-        if next_value < value:
+        window = max(min(2 * moved, _WIDEST_WINDOW * scale.unit), JITTER * scale.unit)
+        next_value, next_response = answer(following, window)
+        still = 0 if value - next_value > _STILL * scale.stake else still + 1
+        if next_value < value - equal:
             prices, value, response = following, next_value, next_response
-            radius, window = 2 * max(moved, radius / 4), next_window
+            radius = 2 * max(moved, radius / 4)
         else:
             radius = moved / 4
         if still == _STILL_STEPS:
             break
     misplaced = np.abs(_wanted(prices, response.load, problem.lower, problem.upper) - response.load)
-    return prices, float(np.abs(prices) @ misplaced) / max(abs(value), 1e-300)
+    return prices, float(np.abs(prices) @ misplaced)
 
 
 def _levelled(prices: NDArray[np.float64], problem: Problem) -> NDArray[np.float64]:
@@ -189,11 +212,9 @@ def _safe(
     curvature: NDArray[np.float64], problem: Problem, market: Market, scale: Scale
 ) -> NDArray[np.float64]:
     """`curvature` with a diagonal above 0: moving all prices alike changes nobody's mind."""
-    usual = max(market.total_load() / problem.experts, _LEAST_WEIGHT) / scale.unit
-    curvature[np.diag_indices(problem.experts)] += 1e-3 * (
-        np.trace(curvature) / problem.experts + usual
-    )
-    return curvature
+    usual = max(market.total_load() / problem.experts, STILL) / scale.unit
+    ridge = _RIDGE * (float(np.trace(curvature)) / problem.experts + usual)
+    return curvature + ridge * np.eye(problem.experts)
 
 
 def _adam(
@@ -205,19 +226,21 @@ def _adam(
     """
     share = market.share
     lower, upper = problem.lower * share, problem.upper * share
-    fair = market.total_load() / problem.experts
+    fair = max(market.total_load() / problem.experts, STILL)
     prices, best, best_value = start, start, np.inf
+    equal = _EQUAL * share * scale.stake
     mean, square = np.zeros_like(prices), np.zeros_like(prices)
+    dearest = np.where(np.isinf(upper), 0.0, np.inf)  # above, D is infinite
     for step in range(steps):
         response = market.respond(prices, jitter=scale.jitter)
         value = response.value + bounds_share(prices, problem, share)
-        if value < best_value:
+        if value < best_value - equal:
             best, best_value = prices, value
-        slope = (_wanted(prices, response.load, lower, upper) - response.load) / (fair or 1.0)
+        slope = (_wanted(prices, response.load, lower, upper) - response.load) / fair
         mean = 0.9 * mean + 0.1 * slope
         square = 0.99 * square + 0.01 * slope**2
         unbiased = mean / (1 - 0.9 ** (step + 1))
         size = np.sqrt(square / (1 - 0.99 ** (step + 1)))
         rate = _RATE * scale.unit * (1 - step / steps)
-        prices = prices - rate * unbiased / (size + 1e-12)
+        prices = np.minimum(prices - rate * unbiased / (size + 1e-12), dearest)
     return best

@@ -27,24 +27,11 @@ def assign(problem: Problem, file: str | Path) -> Assignment:
     `FleetError` for a client without a row. A file that changes is read again.
     """
     started = time.perf_counter()
-    path = Path(file)
-    try:
-        status = path.stat()
-        table = _read(path, status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise ConfigError(
-            f"fixed: cannot read the assignment {path}: {error.strerror or error}; write it with "
-            "`flexmoe assign`, or give the path of another file"
-        ) from None
-    if table.shape[1] != problem.experts:
-        raise ConfigError(
-            f"fixed: {path} is for {table.shape[1]} experts, the model has {problem.experts}; "
-            "give a file with one column an expert"
-        )
+    table = read(file, problem.experts)
     places = np.arange(problem.clients) if problem.places is None else problem.places
     if places.max() >= len(table):
         raise FleetError(
-            f"fixed: {path} has {len(table)} rows, none for client number {places.max()} (the "
+            f"fixed: {file} has {len(table)} rows, none for client number {places.max()} (the "
             "first is 0); give a file with one row for each client of the fleet"
         )
     rng = np.random.default_rng(problem.seed)
@@ -55,6 +42,25 @@ def assign(problem: Problem, file: str | Path) -> Assignment:
         ranking = np.lexsort((lottery, -problem.quality[client, listed]))
         X[client, listed[ranking[problem.capacity[client] :]]] = False
     return Assignment.of(problem, X, solver="fixed", solve_s=time.perf_counter() - started)
+
+
+def read(file: str | Path, experts: int) -> NDArray[np.bool_]:
+    """The table [clients, experts] in the file; `ConfigError` if it is not such an array."""
+    path = Path(file)
+    try:
+        status = path.stat()
+        table = _read(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise ConfigError(
+            f"fixed: cannot read the assignment {path}: {error.strerror or error}; write it with "
+            "`flexmoe assign`, or give the path of another file"
+        ) from None
+    if table.shape[1] != experts:
+        raise ConfigError(
+            f"fixed: {path} is for {table.shape[1]} experts, the model has {experts}; "
+            "give a file with one column an expert"
+        )
+    return table
 
 
 @lru_cache(maxsize=1)

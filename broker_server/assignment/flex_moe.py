@@ -25,13 +25,13 @@ from edge_runtime.errors import ConfigError
 
 Solver = Literal["auto", "exact", "prices"]
 
-EXACT_PAIRS = 1024
+EXACT_PAIRS = 256
 """Clients times experts up to which `auto` looks for the optimum."""
 
 AUTO_WORK_LIMIT = 0.25
 """CP-SAT's deterministic seconds in `auto`: a round should not wait for the last digit."""
 
-_PROVEN = 1e-6  # a gap that leaves nothing to look for
+_PROVEN = 1e-4  # a gap that leaves nothing to look for
 
 
 def assign(

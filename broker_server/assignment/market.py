@@ -73,7 +73,7 @@ class Market:
         return len(self._samples)
 
     def sample(self, count: int) -> Market:
-        """`count` of the clients by lot; all of them if there are no more."""
+        """`count` of the clients by lot; all if there are no more, or if these weigh nothing."""
         if count >= len(self):
             return self
         chosen = np.argpartition(self.client_keys, count)[:count]
@@ -83,8 +83,9 @@ class Market:
         part._weight = None if self._weight is None else self._weight[chosen]
         part.client_keys, part.expert_keys = self.client_keys[chosen], self.expert_keys
         part._pool = None
-        part.share = part.total_load() / (self.total_load() or 1.0)
-        return part
+        load = part.total_load()
+        part.share = load / self.total_load() if load > 0 else 0.0
+        return part if part.share > 0 else self
 
     def total_load(self) -> float:
         """The load of all clients together; with pair weights, if each took average experts."""

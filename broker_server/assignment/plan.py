@@ -15,11 +15,18 @@ STILL = 1e-9
 
 
 class Plan:
-    """The assignment `X` [C, E] of `problem`, its `load` [E], and what changes would do to it."""
+    """The assignment `X` [C, E] of `problem`, its `load` [E], and what changes would do to it.
 
-    def __init__(self, problem: Problem, X: NDArray[np.bool_]) -> None:
+    order [E]: the experts in the order in which they are looked at. One that follows from what they
+    are, not from where they stand, makes repairs do so, too.
+    """
+
+    def __init__(
+        self, problem: Problem, X: NDArray[np.bool_], order: NDArray[np.int64] | None = None
+    ) -> None:
         self.problem = problem
         self.X = X
+        self.order = np.arange(problem.experts) if order is None else order
         self.load = problem.load_of(X).astype(np.float64)
 
     @property

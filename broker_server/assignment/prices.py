@@ -7,8 +7,8 @@ problem, and its clients and experts may come in any order.
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ from broker_server.assignment.result import Assignment, objective_of
 
 _NEAREST = 4096  # clients that a repair looks at first
 _MORE = 8  # times as many, when these did not do
-_FEW_PAIRS = 1024
-_FINE = 1e-6  # a gap that is not worth more work
+_FEW_PAIRS = 1024  # up to which all violation counts
+_SLIVER = 0.01  # of a mean client's load, for each expert; at most a sample
+_FINE = 1e-6  # of the stake: a gap that is not worth more work
 _LIMITS = (0.3, 0.1, 0.03, 0.01)  # of the largest price: bounds for a violation that stays
 
 
@@ -41,16 +42,17 @@ def solve(problem: Problem, alone: bool = True) -> Assignment:
         prices = dual.search(problem, market, scale)
         best = dual.certify(problem, market, prices)
         answer = market.respond(prices, jitter=scale.jitter, choices=True)
-        plan = Plan(problem, _chosen(answer.picks, problem.experts))
+        X = _chosen(answer.picks, problem.experts)
+        plan = Plan(problem, X, np.argsort(market.expert_keys))
         nearest = np.argsort(answer.margins, kind="stable")
         nearest = nearest[np.isfinite(answer.margins[nearest])]  # the others hold every expert
-        _repair(plan, prices, nearest, best)
-        if alone and len(nearest) and plan.violation > _worth_settling(problem):
+        _repair(plan, prices, nearest, best.bound, _FINE * scale.stake)
+        least = least_violation(problem, plan.violation) if plan.violation > STILL else 0.0
+        if alone and len(nearest) and plan.violation > least + _negligible(problem):
             settle(plan, nearest)
-        bound, least = best.bound(plan.violation), 0.0
+        bound = best.bound(plan.violation)
         if plan.violation > STILL:
             bound = _bound_for(plan.violation, problem, market, scale, best)
-            least = least_violation(problem, plan.violation)
     return Assignment.of(
         problem,
         plan.X,
@@ -71,26 +73,35 @@ def _chosen(picks: NDArray[np.int32], experts: int) -> NDArray[np.bool_]:
 
 
 def _repair(
-    plan: Plan, prices: NDArray[np.float64], nearest: NDArray[np.int64], best: dual.Prices
+    plan: Plan,
+    prices: NDArray[np.float64],
+    nearest: NDArray[np.int64],
+    bound: Callable[[float], float],
+    fine: float,
 ) -> None:
-    """Fit `plan` into its bounds. Clients with the smallest margins lose least: they come first."""
+    """Fit `plan` into its bounds. Clients with the smallest margins lose least: they come first.
+
+    bound: the most quality at a violation; within `fine` of it, no more is looked for.
+    """
     count = _NEAREST
     while len(nearest):
         clients = nearest[:count]
         move_out(plan, prices, clients)
         fit(plan, prices, clients)
-        if plan.violation <= _worth_settling(plan.problem) or count >= len(nearest):
+        if plan.violation <= _negligible(plan.problem) or count >= len(nearest):
             break
         count *= _MORE
-    gap = best.bound(plan.violation) - objective_of(plan.problem, plan.X)
-    if len(nearest) and gap > _FINE * abs(best.value):
+    gap = bound(plan.violation) - objective_of(plan.problem, plan.X)
+    if len(nearest) and gap > fine:
         improve(plan, prices, nearest[:_NEAREST])
 
 
-def _worth_settling(problem: Problem) -> float:
-    """Violation up to which more search is in vain: bounds lie between the loads that can be."""
-    small = problem.clients * problem.experts <= _FEW_PAIRS
-    return STILL if small else float(problem.experts)
+def _negligible(problem: Problem) -> float:
+    """Violation that is not worth more search: bounds lie between the loads that can be."""
+    if problem.clients * problem.experts <= _FEW_PAIRS:
+        return STILL
+    weight = problem.samples if problem.weight is None else problem.weight
+    return problem.experts * min(1.0, _SLIVER * float(weight.mean()))
 
 
 def _bound_for(
@@ -108,8 +119,8 @@ def _bound_for(
     bound = min(best.bound(violation), dual.certify(problem, market, 0 * best.prices).value)
     for share in _LIMITS:
         limit = share * highest
-        if violation * limit < _FINE * abs(best.value):
+        if violation * limit <= _FINE * scale.stake:
             break
         prices, _ = dual.refine(problem, market, scale, best.prices, limit)
         bound = min(bound, dual.certify(problem, market, prices).bound(violation))
-    return bound if math.isfinite(bound) else math.nan
+    return bound

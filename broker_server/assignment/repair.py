@@ -11,6 +11,7 @@ is left at the end is the sum of regrets, and of priced load that is not there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,12 @@ from broker_server.assignment.exits import Exits
 from broker_server.assignment.plan import STILL, Plan
 
 _BATCHES = 30
-_WAYS = 24  # exits of a pair of experts
+_MOVES, _SPARE = 64, 20.0  # moves of a batch: at least, and times the mean moves that would do
+_WAYS = 24  # exits of a pair of experts, or fewer:
+_CHANGES = 40_000  # of an expert, to look at in one go
+_PROGRESS = 1e-3  # of the violation: a pass that lowers it by less is the last
 _SWEEPS = 12
-_LEAST_GAIN = 1e-8  # of the quality: a sweep that gains less is the last
+_LEAST_GAIN = 1e-8  # of what quality could differ by: a sweep that gains less is the last
 _MUCH = 0.3  # of the most priced load that a change can bring
 _GOOD_ENOUGH = 0.5  # of the best reduction: among these the least regret is taken
 
@@ -32,6 +36,9 @@ def move_out(plan: Plan, prices: NDArray[np.float64], clients: NDArray[np.int64]
     quality = np.asarray(plan.problem.quality[clients], np.float64)
     every = np.arange(plan.problem.experts)
     weights = plan.weights(clients[:, None], every)
+    usual = float(weights.mean())
+    if usual <= STILL:
+        return  # nothing to move
     worth = quality - weights * prices
     for _ in range(_BATCHES):
         violated = plan.violated
@@ -43,8 +50,9 @@ def move_out(plan: Plan, prices: NDArray[np.float64], clients: NDArray[np.int64]
             _cheapest(worth, held & ~under, ~held & under),
         ]
         regret, who, source, target = (np.concatenate(parts) for parts in zip(*ways, strict=True))
-        price = regret / weights[who, source]
-        wanted = 64 + int(20 * np.abs(violated).sum() / weights.mean())
+        carried = np.where(over[source], weights[who, source], weights[who, target])
+        price = np.divide(regret, carried, out=np.full(len(who), np.inf), where=carried > STILL)
+        wanted = _MOVES + int(min(len(who), _SPARE * float(np.abs(violated).sum()) / usual))
         if not _apply(
             plan, clients, who, source, target, np.argsort(price, kind="stable")[:wanted]
         ):
@@ -143,7 +151,7 @@ class _Changes:
         What there is to gain is priced load that is not there; it is paid for with regret. So it is
         the change of least regret among those that bring much load.
         """
-        allowed = np.isfinite(self.regret) & (self.worsening <= STILL) & (self.gain > STILL)
+        allowed = np.isfinite(self.regret) & (self.worsening <= 0) & (self.gain > 0)
         if not allowed.any():
             return None
         brought = np.where(allowed, self.gain + self.regret, -np.inf)
@@ -166,17 +174,22 @@ class _Changes:
         return [client for client, _, _ in moves]
 
 
+def _ways(plan: Plan) -> int:
+    """Exits of each pair of experts to look at: the more experts, the fewer."""
+    return min(_WAYS, max(1, math.isqrt(_CHANGES // plan.problem.experts) - 1))
+
+
 def fit(plan: Plan, prices: NDArray[np.float64], clients: NDArray[np.int64]) -> None:
     """Lower what violation is left by moves and swaps of `clients`."""
     before = np.inf
-    while STILL < plan.violation < before:
+    while STILL < plan.violation < (1 - _PROGRESS) * before:
         before = plan.violation
-        exits = Exits.of(plan, prices, clients, _WAYS)
+        exits = Exits.of(plan, prices, clients, _ways(plan))
         free = np.ones(plan.problem.clients, np.bool_)
         stuck = np.zeros(plan.problem.experts, np.bool_)
         while True:
             size = np.where(stuck, 0.0, np.abs(plan.violated))
-            e = int(size.argmax())
+            e = int(plan.order[size[plan.order].argmax()])
             if size[e] <= STILL:
                 break
             changes = _Changes.around(plan, exits, e, free)
@@ -193,14 +206,16 @@ def fit(plan: Plan, prices: NDArray[np.float64], clients: NDArray[np.int64]) -> 
 def improve(plan: Plan, prices: NDArray[np.float64], clients: NDArray[np.int64]) -> None:
     """Raise the quality by moves and swaps of `clients` that violate no bound more."""
     problem = plan.problem
+    quality = np.asarray(problem.quality[clients], np.float64)
+    enough = _LEAST_GAIN * float(np.ptp(quality, axis=1) @ problem.capacity[clients])
     for _ in range(_SWEEPS):
-        exits = Exits.of(plan, prices, clients, _WAYS)
+        exits = Exits.of(plan, prices, clients, _ways(plan))
         free = np.ones(problem.clients, np.bool_)
         gained = 0.0
-        for e in range(problem.experts):
+        for e in plan.order.tolist():
             while bargain := _Changes.around(plan, exits, e, free).bargain():
                 f, way, gain = bargain
                 free[_Changes.make(plan, exits, e, f, way)] = False
                 gained += gain
-        if gained <= _LEAST_GAIN * float(np.abs(problem.quality[clients][plan.X[clients]]).sum()):
+        if gained <= enough:
             return

@@ -7,6 +7,8 @@ import errno
 import json
 import pickle
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ from edge_runtime.cli import main
 from edge_runtime.errors import ConfigError
 
 INPUTS = "--quality Q.npy --samples n.npy --capacity k.npy"
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_put_back() -> Iterator[None]:
+    """A command minds SIGTERM in its own way; other tests are about that, too."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -56,10 +66,10 @@ def call(arguments: str) -> int:
 def test_the_answer_is_the_engines_and_the_certificate_is_printed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(f"{INPUTS} --delta 0.3 --seed 4") == 0
+    assert call(f"{INPUTS} --delta 0.3 --grain 1 --seed 4") == 0
     X = np.load("X.npy")
     quality, samples = np.load("Q.npy"), np.load("n.npy")
-    expected = assign(quality, samples, np.load("k.npy"), delta=0.3, seed=4)
+    expected = assign(quality, samples, np.load("k.npy"), delta=0.3, grain=1, seed=4)
     assert X.dtype == np.bool_ and (X == expected.X).all()
     out = capsys.readouterr().out
     facts = dict(re.findall(r"^(\w[\w, ]*?) {2,}(.*)$", out, re.MULTILINE))
@@ -72,7 +82,8 @@ def test_the_answer_is_the_engines_and_the_certificate_is_printed(
     assert f"none has less than {expected.violation_bound:.2f}" in facts["violation"]
     loads = samples @ X
     assert facts["load, samples"].startswith(f"min {loads.min()}, mean {loads.mean():.1f}")
-    lower, upper = load.bounds(np.zeros(4), samples, np.load("k.npy"), 0.3)
+    lower, upper = load.bounds(np.zeros(4), samples, np.load("k.npy"), 0.3, 1)
+    assert upper[0] != load.bounds(np.zeros(4), samples, np.load("k.npy"), 0.3)[1][0]
     assert facts["load bounds"] == f"{lower[0]:.1f} to {upper[0]:.1f} for every expert"
     assert facts["written"] == "X.npy, bool [6, 4]"
     (table,) = re.findall(r"^  0 to 3 +(.*)$", out, re.MULTILINE)
@@ -102,6 +113,7 @@ def test_every_figure_follows_from_the_matrices(
         capacity=str(folder / "k.npy"),
         policy=data.draw(st.sampled_from(["flex_moe", "greedy", "random"])),
         delta=data.draw(st.sampled_from([0.0, 0.1, 0.5])),
+        grain=data.draw(st.sampled_from([0.0, 0.5, 2.0])),
         history=folder / "H.npy",
         out=folder / "X.npy",
     )
@@ -110,7 +122,7 @@ def test_every_figure_follows_from_the_matrices(
     assert (X.sum(axis=1) == capacity).all()
     assert facts["objective"] == pytest.approx((quality * X).sum())
     assert facts["load"] == (samples @ X).tolist()
-    lower, upper = load.bounds(history, samples, capacity, request.delta)
+    lower, upper = load.bounds(history, samples, capacity, request.delta, request.grain)
     assert (facts["lower"], facts["upper"]) == (lower.tolist(), upper.tolist())
     nearest = np.clip(facts["load"], facts["lower"], facts["upper"])
     assert facts["violated"] == pytest.approx(facts["load"] - nearest)
@@ -183,6 +195,7 @@ BAD = {
     "no samples": ("--quality Q.npy --samples 0 --capacity 1", "samples[0] must be 1 to"),
     "huge": (f"--quality Q.npy --samples {'9' * 30} --capacity 1", "No such file"),
     "a negative delta": (f"{INPUTS} --delta -0.1", "must be 0 or more, not -0.1"),
+    "a negative grain": (f"{INPUTS} --grain -0.1", "must be 0 or more mean clients, not -0.1"),
     "delta of nan": (f"{INPUTS} --delta nan", "must be 0 or more, not nan"),
     "a negative seed": (f"{INPUTS} --seed -1", "seed must be 0 or more"),
     "an unknown policy": (f"{INPUTS} --policy best", "unknown assignment policy 'best'"),

@@ -307,26 +307,30 @@ def test_a_memory_map_is_decided_as_an_array_is(tmp_path: Path, name: str) -> No
 @given(
     st.lists(st.tuples(st.integers(1, 500), st.integers(1, 3)), min_size=1, max_size=5),
     st.floats(0, 1),
+    st.sampled_from([0.0, load.GRAIN, 2.0]),
     st.none() | st.lists(st.integers(0, 900), min_size=3, max_size=3),
 )
 def test_balanced_takes_its_bounds_from_the_history(
-    clients: list[tuple[int, int]], delta: float, history: list[int] | None
+    clients: list[tuple[int, int]], delta: float, grain: float, history: list[int] | None
 ) -> None:
     samples, capacity = np.array(clients).T
+    quality = np.zeros((len(clients), 3))
     problem = Problem.balanced(
-        np.zeros((len(clients), 3)), samples, capacity, delta=delta, history=history, seed=4
+        quality, samples, capacity, delta=delta, grain=grain, history=history, seed=4
     )
     past: NDArray[Any] = np.array(history or [0, 0, 0])
-    lower, upper = load.bounds(past, samples, capacity, delta)
+    lower, upper = load.bounds(past, samples, capacity, delta, grain)
     assert problem.lower == pytest.approx(lower) and problem.upper == pytest.approx(upper)
     assert problem.history is not None and problem.history.tolist() == past.tolist()
     assert problem.seed == 4
 
 
-@pytest.mark.parametrize("delta", [-0.01, math.nan, math.inf])
-def test_balanced_refuses_a_bad_tolerance(delta: float) -> None:
+@pytest.mark.parametrize("bad", [-0.01, math.nan, math.inf])
+def test_balanced_refuses_a_bad_tolerance(bad: float) -> None:
     with pytest.raises(ConfigError, match="tolerance must be 0 or more"):
-        Problem.balanced(np.zeros((2, 2)), [1, 1], [1, 1], delta=delta)
+        Problem.balanced(np.zeros((2, 2)), [1, 1], [1, 1], delta=bad)
+    with pytest.raises(ConfigError, match="grain: must be 0 or more"):
+        Problem.balanced(np.zeros((2, 2)), [1, 1], [1, 1], delta=0.1, grain=bad)
 
 
 def test_balanced_says_what_is_wrong_with_the_fleet_before_it_makes_bounds() -> None:
@@ -348,6 +352,9 @@ def test_assign_passes_on_history_policy_seed_and_options() -> None:
     # An expert with a past gets less.
     behind = assign([[0.9, 0.1], [0.8, 0.3]], [10, 10], [1, 1], history=[20, 0])
     assert behind.load.tolist() == [0, 20]
+    # Both like the first expert, and within two mean clients of its share both may have it.
+    loose = assign([[0.9, 0.1], [0.8, 0.3]], [10, 10], [1, 1], grain=2)
+    assert loose.load.tolist() == [20, 0] and loose.violation == 0
     crowded = assign([[0.9, 0.1], [0.8, 0.3]], [10, 10], [1, 1], name="greedy")
     assert crowded.load.tolist() == [20, 0] and crowded.solver == "greedy"
     drawn = {

@@ -18,25 +18,14 @@ from broker_server.work import Answer
 from edge_runtime.codec import RawCodec
 from edge_runtime.errors import ConfigError, FleetError
 from edge_runtime.messages import Hello
-from model_export.cache import ProgramCache
 from model_export.models import ModelSpec
-from model_export.program import Program, make_layout
+from tests.broker_server.layout_programs import LayoutPrograms
 
 SPEC = ModelSpec("digits", (64,), 10, 8)
 HELLO = Hello("", 200, 20, [64], 10, "native", "x86_64", 2.0, 1 << 30, "0.1")
 DEMAND = Demand(3, 100.0, 0, 4000, 1000, 100, False)
 PASSES = HELLO.samples * DEMAND.epochs
 NAMES = ["a", "b", "c"]
-
-
-class LayoutPrograms(ProgramCache):
-    """Nothing is exported: a program is its layout."""
-
-    def __init__(self) -> None: ...
-
-    def get(self, spec: ModelSpec, k: int, batch: int, role: str, kernels: str) -> Program:
-        layout = make_layout(spec, k, batch, role, "stock")
-        return Program(layout.to_json().encode(), layout, arena_bytes=1000)
 
 
 class Fleet:

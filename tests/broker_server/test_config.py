@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from broker_server.assignment import POLICIES
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Data, Experiment, Model
+from broker_server.load import Balance
 from edge_runtime.errors import ConfigError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -83,6 +86,39 @@ def test_paths_start_at_the_file_and_overrides_at_the_working_directory(
     monkeypatch.chdir(here)
     assert load(file, text, "data.path=har.zip").data.path == str(here / "har.zip")
     assert load(file, text, "data.path=/data/har.zip").data.path == "/data/har.zip"
+
+
+def test_an_assignments_file_is_found_as_a_data_set_is(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = '[assignment]\npolicy = "fixed"\nfile = "sub/X.npy"'
+    assert load(file, text).assignment.file == str(tmp_path / "sub" / "X.npy")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed, found in (("X.npy", here / "X.npy"), ("~/X.npy", tmp_path / "X.npy")):
+        override = load(file, text, f"assignment.file={typed}")
+        assert override.assignment.file == str(found)
+    together = load(file, "", "assignment.policy=fixed", "assignment.file=../X.npy")
+    assert together.assignment.file == str(tmp_path / "X.npy")
+    assert load(file, "").assignment.file == ""
+    # A resolved experiment is the same wherever it lies.
+    elsewhere = here / "config.toml"
+    elsewhere.write_text(to_toml(together), encoding="utf-8")
+    assert load_experiment(elsewhere) == together
+
+
+def test_an_unknown_policy_is_told_all_that_there_are(file: Path) -> None:
+    names = " or ".join(f'"{name}"' for name in POLICIES)
+    message = complaint(file, "[assignment]\npolicy = 'best'")
+    assert message == f'{file}: assignment.policy: expected {names}, got "best"'
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_can_be_named(file: Path, name: str) -> None:
+    text = f"[assignment]\npolicy = '{name}'\nfile = 'X.npy'"
+    assert load(file, text).assignment.policy == name
 
 
 def test_overrides_are_toml_values_or_texts(file: Path) -> None:
@@ -163,6 +199,22 @@ def test_a_list_of_capacities_is_dealt_out_in_order(file: Path) -> None:
         ("[fitness]\nbeta = 1.5", "fitness.beta", "a number >= 0 and <= 1", "1.5"),
         ("[assignment]\ndelta = -0.1", "assignment.delta", "a number >= 0", "-0.1"),
         ("[assignment]\npolicy = 'best'", "assignment.policy", '"flex_moe" or', '"best"'),
+        ("[assignment]\nsolver = 'lp'", "assignment.solver", '"auto" or "exact" or', '"lp"'),
+        ("[assignment]\nbalance = 'even'", "assignment.balance", '"assigned" or', '"even"'),
+        ("[assignment]\npenalty = -1", "assignment.penalty", "a number >= 0", "-1"),
+        ("[assignment]\npenalty = nan", "assignment.penalty", "a number >= 0", "nan"),
+        ("[assignment]\npolicy = 'fixed'", "assignment.file", "the .npy", "nothing"),
+        ("[assignment]\npolicy = 'fixed'\nfile = ''", "assignment.file", "the .npy", '""'),
+        ("[assignment]\nfile = 3", "assignment.file", "a text", "3"),
+        ("[participation]\nfraction = 0", "participation.fraction", "a number > 0 and <= 1", "0"),
+        ("[participation]\nfraction = 1.01", "participation.fraction", "a number > 0", "1.01"),
+        ("[participation]\nfraction = nan", "participation.fraction", "a number > 0", "nan"),
+        ("[participation]\ncount = -1", "participation.count", "a whole number >= 0", "-1"),
+        ("[participation]\ncount = 1.5", "participation.count", "a whole number >= 0", "1.5"),
+        ("[train]\nbalance_loss = -0.1", "train.balance_loss", "a number >= 0", "-0.1"),
+        ("[train]\nbalance_loss = inf", "train.balance_loss", "a number >= 0", "inf"),
+        ("[round]\nbyte_budget = -1", "round.byte_budget", "a whole number >= 0", "-1"),
+        ("[round]\nbyte_budget = 1e6", "round.byte_budget", "a whole number", "1000000.0"),
         ("[round]\nquorum = 0", "round.quorum", "a number > 0 and <= 1", "0"),
         ("[round]\ndeadline_s = 2000-01-01", "round.deadline_s", "a number", "2000-01-01"),
         ("[broker]\nport = 65536", "broker.port", "a whole number", "65536"),
@@ -252,7 +304,9 @@ FRACTIONS = st.floats(min_value=1e-9, max_value=0.999)
     alpha=FRACTIONS,
     capacities=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple) | st.integers(1, 8),
     rate=FRACTIONS,
-    policy=st.sampled_from(["flex_moe", "greedy", "random", "full"]),
+    policy=st.sampled_from(list(POLICIES)),
+    balance=st.sampled_from(get_args(Balance)),
+    count=st.integers(0, 9),
 )
 def test_what_is_written_loads_back_equal(
     tmp_path: Path,
@@ -263,6 +317,8 @@ def test_what_is_written_loads_back_equal(
     capacities: int | tuple[int, ...],
     rate: float,
     policy: str,
+    balance: str,
+    count: int,
 ) -> None:
     experiment = Experiment.model_validate(
         {
@@ -274,8 +330,14 @@ def test_what_is_written_loads_back_equal(
                 "partition": f"dirichlet({alpha!r})",
             },
             "model": {"experts_per_device": capacities},
-            "train": {"learning_rate": rate, "momentum": rate},
-            "assignment": {"policy": policy, "delta": alpha},
+            "train": {"learning_rate": rate, "momentum": rate, "balance_loss": alpha},
+            "assignment": {
+                "policy": policy,
+                "delta": alpha,
+                "balance": balance,
+                "file": str(tmp_path / "X.npy"),
+            },
+            "participation": {"fraction": rate, "count": count},
         }
     )
     written = tmp_path / "config.toml"

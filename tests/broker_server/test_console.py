@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -48,19 +49,29 @@ def test_a_pipe_gets_one_aligned_line_a_round() -> None:
     assert head.split()[:6] == ["round", "global", "device", "loss", "up", "down"]
     assert first.split() == [
         "1", "0.5000", "0.7500", "1.250", "29.9", "KiB", "29.8", "KiB", "0.0125", "0.375", "2.50",
-        "2/2",
+        "2/2", "0.00", "%", "0", "0.016",
     ]  # fmt: skip
-    assert len(head) == len(first) == len(third) <= 80
+    assert head.split()[-4:] == ["ok", "gap", "slack", "assign"]
+    assert len(head) == len(first) == len(third) <= 101
     assert second[: len(head)].split()[:4] == ["2", "-", "0.7500", "-"]
     assert second[len(head) :] == (
         "  late: device-01 (no answer by the deadline of 120 s); "
-        "load bounds missed by 120 samples; 3 messages dropped; "
+        "load bounds missed by 120 samples (at best 100); 3 messages dropped; "
         "device-01 left: connection lost"
     )
     assert "Bytes by device" in lines
     assert lines[-1] == "Everything is in runs/quickstart"
     assert all(line == line.rstrip() for line in lines)
     assert "\x1b" not in paper.getvalue()
+
+
+def test_a_certificate_that_there_is_not_is_not_shown() -> None:
+    paper = Paper()
+    uncertain = replace(troubled_record(1), gap=math.nan, least_violation=math.nan)
+    Console(rich.console.Console(file=paper)).round_finished(uncertain)
+    line = paper.getvalue().splitlines()[-1]
+    assert line.split()[11:15] == ["1/2", "-", "120", "0.016"]
+    assert "load bounds missed by 120 samples; 3 messages" in line
 
 
 def test_a_pipe_is_flushed_with_every_round() -> None:
@@ -115,6 +126,25 @@ def test_a_terminal_shows_progress_and_notes_on_lines_of_their_own(
     assert "\nEverything is in runs/quickstart" in text
     assert isinstance(terminal.file, io.StringIO)
     assert "0/3" in terminal.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 101, 160])
+def test_the_certificate_has_a_line_of_its_own_where_columns_do_not_fit(
+    terminal: rich.console.Console, width: int
+) -> None:
+    terminal.size = rich.console.ConsoleDimensions(width, 10)
+    with Console(terminal) as console:
+        console.started(FACTS)
+        console.round_finished(replace(round_record(1), gap=0.0123, violated_samples=7))
+    lines = [line.rstrip() for line in seen(terminal)]
+    (first,) = [number for number, line in enumerate(lines) if "2/2" in line]
+    if width < 101:
+        assert lines[first - 1].endswith("ok") and lines[first].endswith("2/2")
+        assert lines[first + 1] == "       gap 1.23 %, slack 7 samples, assigned in 0.016 s"
+    else:
+        assert lines[first - 1].endswith("ok     gap slack assign")
+        assert lines[first].endswith("2/2  1.23 %     7  0.016")
+    assert max(map(len, lines)) <= width
 
 
 def test_leaving_the_console_gives_the_cursor_back(terminal: rich.console.Console) -> None:

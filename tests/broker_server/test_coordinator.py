@@ -18,7 +18,6 @@ import pytest
 from broker_server import load
 from broker_server.aggregation import Aggregator, ClientUpdate
 from broker_server.artifacts import Artifacts
-from broker_server.assignment import policy
 from broker_server.capacity import Cap
 from broker_server.coordinator import Federation, FewerExperts, run_round, run_rounds
 from broker_server.evaluation import GlobalEvaluation
@@ -26,6 +25,7 @@ from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.record import RoundRecord
 from broker_server.roster import Roster
+from broker_server.round_problem import chosen_policy
 from broker_server.seeds import derive_seed
 from broker_server.spool import Spool
 from broker_server.state import State
@@ -52,6 +52,7 @@ from model_export.cache import ProgramCache
 from model_export.models import ModelSpec, make_model
 from model_export.program import Program, make_layout
 from model_export.split import to_weights
+from tests.broker_server.layout_programs import LayoutPrograms
 from tests.edge_runtime.reference_trainer import ReferenceTrainer
 
 DEVICES, EXPERTS, K, BATCH = 4, 8, 2, 16
@@ -85,26 +86,6 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def shards(digits: Dataset) -> dict[str, Shard]:
     return make_shards(digits, DEVICES, "dirichlet(0.5)", seed=3, test_fraction=0.2)
-
-
-class LayoutPrograms(ProgramCache):
-    """The reference trainer's programs: their layouts, as JSON."""
-
-    def __init__(self) -> None:
-        self.exported = 0
-
-    def get(
-        self,
-        spec: ModelSpec,
-        k: int,
-        batch: int,
-        role: str,
-        kernels: str,
-        *,
-        balance: float = 0.0,
-    ) -> Program:
-        layout = make_layout(spec, k, batch, role, "stock")
-        return Program(layout.to_json().encode(), layout, arena_bytes=1000)
 
 
 def first_state() -> State:
@@ -186,7 +167,7 @@ class Server:
             spool=spool,
             codec=codec,
             artifacts=Artifacts(experiment, SPEC, cache or LayoutPrograms(), codec),
-            policy=policy(experiment.assignment.policy),
+            policy=chosen_policy(experiment),
             evaluation=GlobalEvaluation(
                 SPEC, digits.x_test, digits.y_test, experiment.gate.mode == "local"
             ),

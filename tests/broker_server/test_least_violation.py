@@ -138,7 +138,7 @@ def test_few_unequal_clients_have_a_floor() -> None:
     """Each of 8 experts has one or two of 6 clients; totals and load prices explain a part."""
     rng = np.random.default_rng(0)
     problem = Problem.balanced(
-        np.zeros((6, 8)), rng.integers(100, 400, 6), np.full(6, 2), delta=0.02
+        np.zeros((6, 8)), rng.integers(100, 400, 6), np.full(6, 2), delta=0.02, grain=0
     )
     answer = exact.solve(problem)
     assert answer.violation_bound == pytest.approx(answer.violation)

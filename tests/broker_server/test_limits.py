@@ -26,11 +26,10 @@ DEMAND = Demand(EPOCHS, DEADLINE_S, 0, 4000, 1000, 100, False)
 ASKED = Capacity(8, "asked")
 
 
-REPORT = make_report(make_assign(), {})
-
-
-def ok(train_s: float) -> Answer:
-    return Answer("ok", report=dataclasses.replace(REPORT, telemetry={"train_s": train_s}))
+def ok(train_s: float, k: int) -> Answer:
+    """It trained `k` experts."""
+    report = make_report(make_assign(range(k)), {})
+    return Answer("ok", report=dataclasses.replace(report, telemetry={"train_s": train_s}))
 
 
 def measured(seconds: Mapping[int, float], **fields: object) -> Pace:
@@ -69,7 +68,7 @@ def rises(ks: list[int]) -> int:
 
 def test_where_nothing_binds_k_is_what_was_asked_for() -> None:
     assert settled(ASKED, Pace("native"), SAMPLES, DEMAND)[0] == ASKED
-    device = Device(lambda k: ok(0.5 * k))
+    device = Device(lambda k: ok(0.5 * k, k))
     assert set(device.play(50)) == {8} and set(device.limits) == {"asked"}
 
 
@@ -190,7 +189,7 @@ def test_k_falls_at_once_and_rises_by_one_after_two_fitting_rounds(
             risen = fitted == STREAK
             assert capacity.k == min(allowed.k, before.k + risen)
             fitted = 0 if risen or capacity.k < before.k else fitted
-        pace = pace.after(ok(seconds * capacity.k), PASSES, DEMAND)
+        pace = pace.after(ok(seconds * capacity.k, capacity.k), PASSES, DEMAND)
 
 
 @settings(max_examples=50)
@@ -207,7 +206,7 @@ def test_noise_at_a_limit_moves_k_rarely(
 
     def answer(k: int) -> Answer:
         true_s = most_s * (fixed + (1 - fixed) * k / limit_k)
-        return ok(true_s * rng.uniform(0.9, 1.1))
+        return ok(true_s * rng.uniform(0.9, 1.1), k)
 
     device = Device(answer, asked=limit_k)
     assert rises(device.play(200)) <= 2
@@ -228,7 +227,7 @@ def test_without_smoothing_k_would_flap() -> None:
 
 def test_what_grows_faster_than_k_is_tried_ever_less() -> None:
     """Four experts do not fit the cache: three say nothing of that."""
-    device = Device(lambda k: ok(10.0 * k if k < 4 else 90.0), asked=4)
+    device = Device(lambda k: ok(10.0 * k if k < 4 else 90.0, k), asked=4)
     tried = np.flatnonzero(np.array(device.play(300)) == 4)
     pauses = np.diff(tried)
     pauses = pauses[pauses > 1]
@@ -237,7 +236,7 @@ def test_what_grows_faster_than_k_is_tried_ever_less() -> None:
 
 def test_a_device_that_cools_down_is_given_its_experts_back() -> None:
     hot = True
-    device = Device(lambda k: ok(k * (40.0 if hot else 5.0)), asked=4)
+    device = Device(lambda k: ok(k * (40.0 if hot else 5.0), k), asked=4)
     assert device.play(10)[-1] == 2
     hot = False
     ks = device.play(40)
@@ -251,7 +250,7 @@ def test_the_name_of_a_limit_does_not_flap_either() -> None:
     def answer(k: int) -> Answer:
         train_s, way_s = rng.uniform(44, 56, 2) * k / 4
         return dataclasses.replace(
-            ok(train_s), observed=Observed(uplink_bytes=4000 + 1100 * k, uplink_s=way_s)
+            ok(train_s, k), observed=Observed(uplink_bytes=4000 + 1100 * k, uplink_s=way_s)
         )
 
     device = Device(answer, asked=4)
@@ -263,9 +262,9 @@ def test_the_name_of_a_limit_does_not_flap_either() -> None:
 
 
 def test_a_missed_deadline_lowers_k_and_five_good_rounds_bring_it_back() -> None:
-    pace = Device(lambda k: ok(5.0 * k), asked=4).pace
+    pace = Device(lambda k: ok(5.0 * k, k), asked=4).pace
     pace = dataclasses.replace(pace, k=4)
-    device = Device(lambda k: ok(5.0 * k), 4, pace.after(Answer("late"), PASSES, DEMAND))
+    device = Device(lambda k: ok(5.0 * k, k), 4, pace.after(Answer("late"), PASSES, DEMAND))
     ks = device.play(HOLD + 2)
     assert ks == [3] * (HOLD + 1) + [4] and device.limits == ["compute"] * (HOLD + 1) + ["asked"]
 
@@ -283,7 +282,7 @@ def test_a_killed_device_is_tried_again_after_ever_longer() -> None:
     for _ in range(80):
         pace = pace.returned(restarted=True)
         capacity, pace = settled(Capacity(4, "asked"), pace, SAMPLES, DEMAND)
-        pace = pace.after(killed if capacity.k == 4 else ok(1.0), PASSES, DEMAND)
+        pace = pace.after(killed if capacity.k == 4 else ok(1.0, capacity.k), PASSES, DEMAND)
         ks.append(capacity.k)
         assert capacity.limit == ("asked" if capacity.k == 4 else "memory")
     tried = np.flatnonzero(np.array(ks) == 4).tolist()

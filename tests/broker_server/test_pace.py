@@ -21,8 +21,11 @@ DEMAND = Demand(3, 60.0, 0, 4000, 1000, 100, False)
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e-300, 1e300]
 
 
-def ok(telemetry: Mapping[str, float], uplink_bytes: int = 0, uplink_s: float = 0.0) -> Answer:
-    report = dataclasses.replace(make_report(make_assign(), {}), telemetry=dict(telemetry))
+def ok(
+    telemetry: Mapping[str, float], uplink_bytes: int = 0, uplink_s: float = 0.0, k: int = 2
+) -> Answer:
+    report = make_report(make_assign(range(k)), {})
+    report = dataclasses.replace(report, telemetry=dict(telemetry))
     return Answer("ok", report=report, observed=Observed(uplink_bytes, uplink_s))
 
 
@@ -41,7 +44,7 @@ def through(pace: Pace, *answers: Answer) -> Pace:
 
 @given(st.lists(st.floats(0.1, 100.0), min_size=1, max_size=20))
 def test_seconds_are_a_moving_average(times: list[float]) -> None:
-    pace = through(Pace("native", k=3), *(ok({"train_s": t}) for t in times))
+    pace = through(Pace("native", k=3), *(ok({"train_s": t}, k=3) for t in times))
     n = len(times) - 1
     weights = [(1 - WEIGHT) ** n, *(WEIGHT * (1 - WEIGHT) ** (n - i) for i in range(1, n + 1))]
     want = sum(w * t for w, t in zip(weights, times, strict=True))
@@ -62,6 +65,12 @@ def test_what_was_not_measured_is_scaled_from_the_nearest(
         told, true = pace.training_s(k, PASSES), fixed + each * k
         assert told == pytest.approx(want)
         assert told >= true * (1 - 1e-9) if source <= k else told <= true * (1 + 1e-9)
+
+
+def test_what_was_trained_is_measured_where_a_policy_gave_fewer() -> None:
+    pace = through(Pace("native", k=3), ok({"train_s": 6.0}, k=1), ok({"train_s": 9.0}, k=2))
+    assert pace.seconds == pytest.approx({1: 6.0 / PASSES, 2: 9.0 / PASSES})
+    assert pace.k == 3 and pace.clean == 2
 
 
 def test_nothing_measured_takes_no_time() -> None:
@@ -115,7 +124,7 @@ def test_figures_that_are_none_change_nothing() -> None:
 
 def test_a_missed_deadline_is_a_measurement() -> None:
     """At that k it took longer: whatever was measured before."""
-    before = through(Pace("native", k=3), ok({"train_s": 6.0}, 6000, 10.0))
+    before = through(Pace("native", k=3), ok({"train_s": 6.0}, 6000, 10.0, k=3))
     pace = through(before, late())
     assert pace.round_s(3, PASSES, DEMAND) >= DEMAND.deadline_s
     assert (pace.too_many, pace.ceiling, pace.cause, pace.clean) == (3, 2, "compute", 0)
@@ -146,14 +155,14 @@ def test_what_a_late_device_lacks(
 
 
 def test_a_device_that_the_server_kept_waiting_is_not_late() -> None:
-    pace = through(Pace("native", k=3), ok({"train_s": 6.0}))
+    pace = through(Pace("native", k=3), ok({"train_s": 6.0}, k=3))
     assert through(pace, late(kept_waiting=True, telemetry={"train_s": 1.0})) == pace
 
 
 @pytest.mark.parametrize("status", ["gone", "failed", "rejected"])
 def test_other_ends_say_nothing_of_the_pace(status: str) -> None:
     """What a refusal for lack of memory needs is a `Cap`; a goodbye is no failure."""
-    pace = through(Pace("native", k=3), ok({"train_s": 6.0}))
+    pace = through(Pace("native", k=3), ok({"train_s": 6.0}, k=3))
     assert through(pace, Answer(status)) == pace  # type: ignore[arg-type]
 
 

@@ -50,6 +50,8 @@ CASES = [
     Case("seed below 0", f"{RUN} --seed -1", ("seed", ">= 0", "-1")),
     Case("unknown trainer", f"{RUN} --set train.trainer=tpu", ("train.trainer", "executorch")),
     Case("unknown policy", f"{RUN} --set assignment.policy=x", ("assignment.policy", "greedy")),
+    Case("fixed to what", f"{RUN} --set assignment.policy=fixed", ("assignment.file", ".npy")),
+    Case("nobody takes part", f"{RUN} --set participation.fraction=0", ("fraction", "> 0", "0")),
     Case("too many devices", f"{RUN} --set data.devices=5000", ("data.devices", "1438", "5000")),
     Case("natural digits", f"{RUN} --set data.partition=natural", ("data.partition", "dirichlet")),
     # files and folders

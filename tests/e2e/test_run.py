@@ -58,11 +58,13 @@ def test_the_report_has_the_promised_keys_for_each_round(run: Run) -> None:
     rounds = run.report["rounds"]
     assert [entry["round"] for entry in rounds] == [1, 2, 3]
     for entry in rounds:
-        assert list(entry)[: len(ROUND_KEYS)] == ROUND_KEYS
+        assert [key for key in entry if key in ROUND_KEYS] == ROUND_KEYS
         for key in ROUND_KEYS[1:4]:
             assert 0 < entry[key] < (np.log(10) * 2 if key == "loss" else 1)
         assert 0 < entry["assign_s"] < entry["round_s"]
         assert 0 < entry["train_s"] < entry["round_s"]
+        assert 0 <= entry["gap"] <= 1
+        assert 0 <= entry["least_violation"] <= entry["violated_samples"] + 0.5  # it is rounded
         assert entry["participants"] == entry["answered"] == DEVICES
         assert entry["left_out"] == {}
     assert run.report["rounds_planned"] == run.report["final"]["rounds"] == ROUNDS
@@ -78,7 +80,7 @@ def test_it_learns(run: Run) -> None:
 
 
 def test_load_usage_loss_and_accuracy_follow_from_the_devices_answers(run: Run) -> None:
-    load = np.zeros(EXPERTS)
+    load, routed = np.zeros((2, EXPERTS))
     for entry in run.report["rounds"]:
         of_round = f"WHERE round = {entry['round']}"
         samples = dict(run.select(f"SELECT client, samples FROM clients {of_round}"))
@@ -88,6 +90,7 @@ def test_load_usage_loss_and_accuracy_follow_from_the_devices_answers(run: Run) 
             f"SELECT client, expert, usage, loss FROM assignments {of_round}"
         ):
             load[expert] += samples[client]
+            routed[expert] += K * used
             usage[expert] += used
             loss_sum += used * loss
         assert usage.sum() == sum(samples.values())  # each sample goes to one expert
@@ -95,6 +98,7 @@ def test_load_usage_loss_and_accuracy_follow_from_the_devices_answers(run: Run) 
         assert entry["usage"] == usage.tolist()
         assert entry["load_cv"] == pytest.approx(load.std() / load.mean())
         assert entry["usage_cv"] == pytest.approx(usage.std() / usage.mean())
+        assert entry["routed_cv"] == pytest.approx(routed.std() / routed.mean())
         assert entry["loss"] == pytest.approx(loss_sum / usage.sum(), rel=1e-5)
         own = run.select(f"SELECT device_accuracy FROM clients {of_round}")
         assert entry["device_accuracy"] == pytest.approx(np.mean(own))

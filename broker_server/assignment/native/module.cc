@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -50,6 +51,9 @@ double respond(Matrix<const Quality> quality, Vector<const int64_t> samples,
   if (picks) expect(picks->shape(0) == clients, "picks needs a row for each client");
   if (margins) expect(margins->shape(0) == clients, "margins needs a number for each client");
   const int64_t most = picks ? static_cast<int64_t>(picks->shape(1)) : INT64_MAX;
+  for (size_t e = 0; e < experts; ++e) {
+    expect(std::isfinite(at.data()[e]), "prices must be finite numbers");
+  }
   for (size_t c = 0; c < clients; ++c) {
     const int64_t k = capacity.data()[c];
     expect(k >= 1 && k <= static_cast<int64_t>(experts) && k <= most,

@@ -7,7 +7,9 @@
 #include <vector>
 
 // The loop over a row is compiled for what the processor has, and chosen when the module loads.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+// That takes a loader that knows indirect functions, as glibc's does.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define FLEXMOE_FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
 #define FLEXMOE_FOR_EACH_PROCESSOR
@@ -44,7 +46,8 @@ struct Answer {
   double* margins;
 };
 
-// One number in 0 to 1 for each pair of keys.
+// A number from 0 to below 1 for each pair of keys; it goes by way of a signed integer, which vector
+// units convert at once.
 inline double lot(uint32_t client, uint32_t expert) {
   uint32_t x = client ^ expert;
   x *= 0x9E3779B1u;

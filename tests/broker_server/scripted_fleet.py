@@ -1,0 +1,128 @@
+"""The coordinator with scripted devices, to see who takes part and what is given to whom.
+
+No threads, no training, no real time: a device answers with random changes of the model, and says
+that all of its samples but one went to the first of its two experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from broker_server.artifacts import Artifacts
+from broker_server.assignment import Assignment, Problem
+from broker_server.coordinator import Federation, run_rounds
+from broker_server.evaluation import GlobalEvaluation
+from broker_server.exchange import Exchange
+from broker_server.experiment import Experiment
+from broker_server.record import RoundRecord
+from broker_server.roster import Roster
+from broker_server.round_problem import chosen_policy
+from broker_server.spool import Spool
+from broker_server.state import State
+from broker_server.traffic import Traffic
+from edge_runtime.ledger import Ledger
+from edge_runtime.mailbox import ServerMailbox
+from edge_runtime.parts import split
+from model_export.models import ModelSpec, make_model
+from model_export.split import to_weights
+from tests.broker_server.layout_programs import LayoutPrograms
+from tests.broker_server.sample_model import CODEC
+from tests.broker_server.scripted_device import FEDERATION, HELLO, Device
+from tests.edge_runtime.driven import DrivenLink, World
+
+EXPERTS, K = 4, 2
+SPEC = ModelSpec("digits", (64,), 10, EXPERTS)
+SIZES = {"a": 10, "b": 20, "c": 30, "d": 40}
+MODEL = split(to_weights(make_model(SPEC, 0)))
+START = State("s", 0, MODEL, {}, {}, np.zeros(EXPERTS, np.int64), np.zeros(EXPERTS, np.int64))
+
+
+def experiment(**sections: dict[str, Any]) -> Experiment:
+    """A small experiment; `sections` change single keys."""
+    base: dict[str, Any] = {
+        "seed": 3,
+        "data": {"devices": len(SIZES)},
+        "model": {"experts": EXPERTS, "experts_per_device": K},
+        "assignment": {"policy": "greedy", "solver": "prices"},
+        "round": {"join_timeout_s": 5.0, "rejoin_s": 1.0},
+    }
+    for name, keys in sections.items():
+        base[name] = {**base.get(name, {}), **keys}
+    return Experiment.model_validate(base)
+
+
+class Fleet:
+    """A server, its devices, and the problems and answers of the rounds that it ran."""
+
+    def __init__(self, folder: Path, settings: Experiment) -> None:
+        self.world = World()
+        self.problems: list[Problem] = []
+        self.assignments: list[Assignment] = []
+        self.records: list[RoundRecord] = []
+        self.devices: dict[str, Device] = {}
+        mailbox = ServerMailbox(DrivenLink(self.world, "server"), FEDERATION, Ledger())
+        roster, spool = Roster(SPEC, "s"), Spool(folder / "spool")
+        self.exchange = Exchange(mailbox, roster, "s", spool, CODEC, clock=self.world.clock)
+        decide = chosen_policy(settings)
+
+        def noted(problem: Problem) -> Assignment:
+            self.problems.append(problem)
+            self.assignments.append(decide(problem))
+            return self.assignments[-1]
+
+        self.federation = Federation(
+            experiment=settings,
+            roster=roster,
+            exchange=self.exchange,
+            spool=spool,
+            codec=CODEC,
+            artifacts=Artifacts(settings, SPEC, LayoutPrograms(), CODEC),
+            policy=noted,
+            evaluation=GlobalEvaluation(
+                SPEC, np.ones((1, 64), np.float32), np.zeros(1, np.int64), False
+            ),
+            traffic=Traffic(mailbox),
+        )
+        for name in SIZES:
+            self.add(name, Device(self.world, name, MODEL, seed=len(name)))
+
+    def add(self, name: str, device: Device) -> None:
+        """A device joins; one of this name that was there before is gone."""
+        if name in self.devices:
+            self.world.actors.remove(self.devices.pop(name).step)
+        samples = SIZES.get(name, 50)
+        device.hello = dataclasses.replace(HELLO, samples=samples, shape=[64], labels=10)
+        self.devices[name] = device
+        self.exchange.gather(len(self.devices), 10.0)
+
+    def lose(self, name: str) -> None:
+        """The device's connection breaks, and its will is heard."""
+        device = self.devices.pop(name)
+        self.world.actors.remove(device.step)
+        device.link.kill()
+        self.listen()
+
+    def say(self, name: str, **fields: Any) -> None:
+        """The device says hello again, with other figures."""
+        device = self.devices[name]
+        device.hello = dataclasses.replace(device.hello, **fields)
+        device.mailbox.send(device.hello)
+        self.listen()
+
+    def listen(self) -> None:
+        """Give the server time to hear what was said."""
+        self.exchange.gather(1000, 0.1)
+
+    def run(self, rounds: int, state: State = START) -> State:
+        """Up to round number `rounds`."""
+        return run_rounds(
+            state, self.federation, rounds, lambda _, record: self.records.append(record)
+        )
+
+    def chosen(self) -> list[list[str]]:
+        """Who took part in each round."""
+        return [[client.client for client in record.clients] for record in self.records]

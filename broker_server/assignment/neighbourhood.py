@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from broker_server.assignment import exact
 from broker_server.assignment.plan import STILL, Plan
 from broker_server.assignment.problem import Problem
+from broker_server.assignment.result import objective_of
 
 _PAIRS = 1024  # of client and expert: as many as CP-SAT searches well
 _WORK_LIMIT = 0.3  # CP-SAT's deterministic seconds
@@ -36,5 +37,8 @@ def settle(plan: Plan, clients: NDArray[np.int64]) -> None:
     found = exact.solve(part, _WORK_LIMIT, plan.X[free])
     fixed[free] = found.X
     settled = Plan(problem, fixed)
-    if settled.violation < plan.violation - STILL:
+    gained = objective_of(problem, fixed) > objective_of(problem, plan.X)
+    if settled.violation < plan.violation - STILL or (
+        settled.violation <= plan.violation and gained
+    ):
         plan.X, plan.load = settled.X, settled.load

@@ -36,7 +36,6 @@ KINDS = ("uniform", "planted", "ties")
 RESOLUTION = 2e-6
 """Gaps that the exact solver's integer steps cannot tell from none."""
 
-_PROVEN = 1e-5
 _SAME_SAMPLES = 0.5  # violations nearer than this are equal: loads are whole, bounds are fractions
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
@@ -55,7 +54,7 @@ class Case:
         """Whether the exact solver proved its answer: the optimum."""
         # Its bound on the violation is too low by a thousandth of a sample an expert, for rounding.
         least = self.exact.violation - self.exact.violation_bound < _SAME_SAMPLES
-        return least and self.exact.gap <= _PROVEN
+        return least and self.exact.gap <= RESOLUTION
 
     @property
     def excess(self) -> float:

@@ -133,10 +133,11 @@ def round_robin(fleet: Fleet) -> NDArray[np.bool_]:
 
 
 def planted_optimum(settings: Settings, fleet: Fleet, decide: AssignmentPolicy) -> float:
-    """The objective of who knows the truth of all rounds, and assigns them at once with `decide`.
+    """A bound on the objective of who knows the truth of all rounds, and assigns them at once.
 
-    The load bounds are those that a policy has in its last round, for the loads of all rounds: no
-    policy that ends within them, and keeps the capacities, gains more.
+    It is the certified bound of `decide`. The load bounds are those that a policy has in its last
+    round, for the loads of all rounds: no policy that ends within them, and keeps the capacities,
+    gains more.
     """
     rows = fleet.present
     everyone = Problem.balanced(
@@ -145,7 +146,7 @@ def planted_optimum(settings: Settings, fleet: Fleet, decide: AssignmentPolicy) 
         fleet.capacity[rows].ravel(),
         delta=settings.delta,
     )
-    return decide(everyone).objective / len(rows)
+    return decide(everyone).bound / len(rows)
 
 
 def simulate(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from broker_server.artifacts import Artifacts
-from broker_server.capacity import Cap, Capacity, experts_that_fit
+from broker_server.assignment import fixed
+from broker_server.capacity import Cap, Capacity, count_of, experts_that_fit
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
 from broker_server.limits import check_budget, settled
@@ -32,12 +33,26 @@ class Past:
 class Capacities:
     """What each device that can hold an expert is given.
 
-    `paces` are those of all clients, with this noted; `events` say what is new of whom.
+    `paces` are those of all clients, with this noted; `news` say what is new, by client.
     """
 
     given: dict[str, Capacity]
     paces: dict[str, Pace]
-    events: list[str]
+    news: dict[str, list[str]]
+
+    @property
+    def events(self) -> list[str]:
+        return [line for lines in self.news.values() for line in lines]
+
+    def of(self, chosen: Collection[str], before: Mapping[str, Pace]) -> Capacities:
+        """For those who take part, and who cannot: whoever waits its turn stays as it was."""
+        waiting = self.given.keys() - set(chosen)
+        kept = {client: pace for client, pace in before.items() if client in waiting}
+        return Capacities(
+            {client: held for client, held in self.given.items() if client not in waiting},
+            {c: p for c, p in self.paces.items() if c not in waiting} | kept,
+            {client: lines for client, lines in self.news.items() if client not in waiting},
+        )
 
 
 def capacities_of(
@@ -58,33 +73,46 @@ def capacities_of(
     all_or_nothing = experiment.assignment.policy == "full"
     check_budget(experiment.model.experts if all_or_nothing else 1, demand)
     given: dict[str, Capacity] = {}
-    paces, events, why = dict(past.paces), list[str](), list[str]()
+    paces, why = dict(past.paces), list[str]()
+    news: dict[str, list[str]] = {}
     for client in clients:
         member, cap = roster[client], past.caps.get(client)
         before = past.paces.get(client)
         if before is None or before.trainer != member.hello.trainer:
             before = Pace(member.hello.trainer)  # another trainer has another pace
         pace = before.returned(client in past.restarted)
+        place = places.index(client)
         try:
-            holds = _held_by(member, places.index(client), cap, experiment, artifacts)
+            _require_row(place, experiment)
+            holds = _held_by(member, place, cap, experiment, artifacts)
         except FleetError as error:
             why.append(f"{client}: sits out: {error}")
             if (before.k, before.limit) != (0, "memory"):
-                events.append(why[-1])
+                news[client] = why[-1:]
             paces[client] = replace(pace, k=0, limit="memory", streak=0)
             continue
         if all_or_nothing:  # fewer are of no use
             given[client], paces[client] = holds, replace(pace, k=holds.k, limit=holds.limit)
         else:
             given[client], paces[client] = settled(holds, pace, member.hello.samples, demand)
-        events += _news(client, before, given[client])
+        news[client] = _news(client, before, given[client])
     need = experiment.round.quorum_of(len(clients))
     if len(given) < need:
         raise FleetError(
             f"{len(given)} of {len(clients)} devices can hold an expert, round.quorum asks "
             f"for {need}; {'; '.join(why)[:500]}"
         )
-    return Capacities(given, paces, events)
+    return Capacities(given, paces, news)
+
+
+def _require_row(place: int, experiment: Experiment) -> None:
+    """`FleetError` for a device that a fixed assignment says nothing of."""
+    settings = experiment.assignment
+    if settings.policy != "fixed":
+        return
+    rows = len(fixed.read(settings.file, experiment.model.experts))
+    if place >= rows:
+        raise FleetError(f"assignment.file has {rows} rows, none for device number {place + 1}")
 
 
 def _held_by(
@@ -133,7 +161,26 @@ def found_caps(
     }
 
 
-def begun_again(number: int, found: Mapping[str, Cap]) -> str:
-    """What to say of a round that begins again because of `found`."""
-    needs = ", ".join(f"{c} needs {in_mib(cap.needed_bytes)}" for c, cap in found.items())
-    return f"round {number} begun again: {needs}"
+def too_slow(
+    answers: Mapping[str, Answer], given: Mapping[str, int], experiment: Experiment
+) -> dict[str, int]:
+    """The devices that were late with more than one expert, and with how many: fewer may do."""
+    if experiment.assignment.policy == "full":
+        return {}  # all or nothing
+    return {
+        client: given[client]
+        for client, answer in answers.items()
+        if answer.status == "late" and not answer.observed.kept_waiting and given[client] > 1
+    }
+
+
+def begun_again(number: int, found: Mapping[str, Cap], late: Mapping[str, int], turn: bool) -> str:
+    """What to say of a round that begins again; empty if another attempt would be like the last.
+
+    found, late: devices that are given fewer experts then. turn: it would be others' turn.
+    """
+    reasons = [f"{client} needs {in_mib(cap.needed_bytes)}" for client, cap in found.items()]
+    reasons += [f"{client} was late with {count_of(k)}" for client, k in late.items()]
+    if not reasons and turn:
+        reasons = ["it is other devices' turn"]
+    return f"round {number} begun again: {', '.join(reasons)}" if reasons else ""

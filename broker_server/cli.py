@@ -193,9 +193,15 @@ def assign(
     capacity: Annotated[
         str, typer.Option(metavar="k.npy|K", help="Each client's experts, [clients], or one K.")
     ],
-    policy: Annotated[str, typer.Option(metavar="NAME", help="Who decides.")] = "flex_moe",
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="flex_moe, desirability, greedy, random, rolling, full or fixed.",
+        ),
+    ] = "flex_moe",
     delta: Annotated[
-        float, typer.Option(help="Tolerance of the load bounds, of the fair share.")
+        float, typer.Option(help="Tolerance of the load bounds, as a fraction of the fair share.")
     ] = 0.02,
     grain: Annotated[
         float,
@@ -211,7 +217,7 @@ def assign(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Breaks ties.")] = 0,
     fixed: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What --policy fixed assigns.")
+        Path | None, typer.Option(metavar="X.npy", help="Of fixed: 0 and 1, [clients, experts].")
     ] = None,
     out: Annotated[
         Path | None,

@@ -227,9 +227,11 @@ def _notes(record: RoundRecord) -> list[str]:
         if client.status != "ok":
             by_status.setdefault(client.status, {})[client.client] = client.detail
     notes = [f"{status}: {_some(details)}" for status, details in by_status.items()]
-    if record.violated_samples:
-        least = record.least_violation
-        proven = "" if math.isnan(least) else f" (at best {round(least)})"
+    if record.violated_samples and not math.isnan(record.least_violation):  # else: not its aim
+        least = round(record.least_violation)
+        proven = (
+            f" (at best {least})" if least < record.violated_samples - 1 else ", as few as can be"
+        )
         notes.append(f"load bounds missed by {record.violated_samples} samples{proven}")
     if record.drops:
         notes.append(f"{sum(record.drops.values())} messages dropped")

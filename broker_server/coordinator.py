@@ -16,13 +16,12 @@ from broker_server import load
 from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import AssignmentPolicy
-from broker_server.capacities import Past, begun_again, capacities_of, found_caps
-from broker_server.capacity import Cap
+from broker_server.capacities import Past, begun_again, capacities_of, found_caps, too_slow
 from broker_server.demand import Demand
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
-from broker_server.pace import Pace, paces_after
+from broker_server.pace import paces_after
 from broker_server.participation import choose
 from broker_server.record import RoundRecord
 from broker_server.recording import make_record
@@ -64,16 +63,13 @@ class Attempt:
     events: tuple[str, ...] = ()
 
 
-class FewerExperts(Exception):
-    """Too few devices answered, since some had too little memory: try again with these caps."""
+class BeginAgain(Exception):
+    """Too few answered, but `attempt`, the next one, may do: `state` is what this one taught."""
 
-    def __init__(
-        self, caps: Mapping[str, Cap], paces: Mapping[str, Pace], attempt: Attempt
-    ) -> None:
-        super().__init__("some devices must be given fewer experts")
-        self.caps = caps
-        self.paces = paces
-        self.attempt = attempt  # the next one
+    def __init__(self, state: State, attempt: Attempt) -> None:
+        super().__init__("the round begins again")
+        self.state = state
+        self.attempt = attempt
 
 
 def run_round(
@@ -81,8 +77,7 @@ def run_round(
 ) -> tuple[State, RoundRecord]:
     """One round. Raises `FleetError` if too few devices are there to begin, or answer.
 
-    `FewerExperts` if the round should begin again, as the attempt that it carries, with fewer
-    experts for some.
+    `BeginAgain` if another attempt may do, with fewer experts for some, or with other devices.
     """
     attempt = attempt or Attempt(1, time.monotonic())
     number = state.round + 1
@@ -101,7 +96,9 @@ def run_round(
     # Of those who can hold an expert, some take part, in fair turns.
     turns = derive_seed(experiment.seed, number, "participation")
     share = experiment.participation
-    clients, credit = choose(list(held.given), state.credit, share.fraction, share.count, turns)
+    able = list(held.given)
+    clients, credit = choose(able, state.credit, share.fraction, share.count, turns)
+    held = held.of(clients, state.paces)
     capacity = np.array([held.given[client].k for client in clients])
     sizes = {client: federation.roster[client].hello.samples for client in clients}
     samples = np.array(list(sizes.values()))
@@ -121,12 +118,17 @@ def run_round(
     reports = {c: a.report for c, a in answers.items() if a.report is not None}
     found = found_caps(answers, experts, hellos)
     caps = {**state.caps, **found}
-    paces = paces_after(held.paces, answers, sizes, demand)
+    given = {client: len(chosen) for client, chosen in experts.items()}
+    paces = paces_after(held.paces, given, answers, sizes, demand)
     need = experiment.round.quorum_of(len(clients))
     if len(reports) < need:
-        if found:
-            again = (*attempt.events, *missing(answers), begun_again(number, found))
-            raise FewerExperts(caps, paces, Attempt(attempt.number + 1, attempt.began_s, again))
+        turn = attempt.number < len(able) > len(clients)
+        if why := begun_again(number, found, too_slow(answers, given, experiment), turn):
+            again = (*attempt.events, *missing(answers), *held.events, why)
+            raise BeginAgain(
+                replace(state, caps=caps, paces=paces, credit=credit),
+                Attempt(attempt.number + 1, attempt.began_s, again),
+            )
         raise FleetError(
             f"round {number}: {len(reports)} of {len(clients)} devices answered in time, "
             f"round.quorum asks for {need}; {_why(answers)}"
@@ -184,9 +186,8 @@ def run_rounds(
     while state.round < rounds:
         try:
             state, record = run_round(state, federation, attempt)
-        except FewerExperts as again:  # ends: each time some device is given fewer
-            state = replace(state, caps=again.caps, paces=again.paces)
-            attempt = again.attempt
+        except BeginAgain as again:  # ends: each time some are given fewer, or it is others' turn
+            state, attempt = again.state, again.attempt
             continue
         attempt = None
         finished(state, record)

@@ -129,7 +129,7 @@ class Assignment(Section):
     file: FilePath = Field(
         default="",
         description="Of fixed: a .npy of 0 and 1 [devices, experts], as `flexmoe assign` writes "
-        "it. Rows are devices in the order in which rounds first saw them, in a round by name. A "
+        "it. Rows are the devices by name, so all must be there when the run begins. A "
         "relative path starts at the experiment file's folder.",
     )
 
@@ -172,7 +172,11 @@ class Round(Section):
         "is no budget.",
     )
     quorum: float = Field(
-        default=0.5, gt=0, le=1, description="Share of the devices that a round needs."
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share that a round needs: of data.devices to begin, of those who take part to "
+        "count.",
     )
     join_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds to wait for the devices to join."

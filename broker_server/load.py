@@ -19,7 +19,6 @@ be even is the `Balance`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -33,6 +32,7 @@ GRAIN = 0.5
 
 Balance = Literal["assigned", "routed", "both"]
 
+_MOST_TOLERANCE = 1e6  # times a share, or a client: no bound at all
 _MOST_ASSIGNED = 3  # by how much an expert's assignments may exceed its routed load in `history`
 
 
@@ -60,9 +60,9 @@ def bounds(
     otherwise. The bounds may be impossible to keep: a client may have more samples than an expert's
     share, and a round cannot make good any deficit.
     """
-    if not (math.isfinite(delta) and delta >= 0):
+    if not 0 <= delta <= _MOST_TOLERANCE:
         raise ConfigError(f"delta: the load tolerance must be 0 or more, not {delta}")
-    if not (math.isfinite(grain) and grain >= 0):
+    if not 0 <= grain <= _MOST_TOLERANCE:
         raise ConfigError(f"grain: must be 0 or more mean clients, not {grain}")
     share = (history.sum() + samples @ capacity) / len(history)
     slack = max(delta * share, grain * samples.mean())

@@ -109,11 +109,9 @@ class Pace:
         seen, told = answer.observed, answer.telemetry
         train_s = told.get("train_s", math.nan)
         seconds = dict(self.seconds)
-        # A policy may give fewer than it could hold.
-        k = len(answer.report.experts) if answer.report is not None else self.k
         if 0 < train_s < math.inf:
             newest = train_s / passes
-            seconds[k] = _average(seconds.get(k, newest), newest)
+            seconds[self.k] = _average(seconds.get(self.k, newest), newest)
         down = _rate_after(self.down, told.get("fetch_bytes", 0.0), told.get("fetch_s", 0.0))
         up = _rate_after(self.up, seen.uplink_bytes, seen.uplink_s)
         return replace(self, seconds=seconds, down=down, up=up)
@@ -157,13 +155,19 @@ class Pace:
 
 def paces_after(
     paces: Mapping[str, Pace],
+    given: Mapping[str, int],
     answers: Mapping[str, Answer],
     samples: Mapping[str, int],
     demand: Demand,
 ) -> dict[str, Pace]:
-    """All `paces` after a round: those who had work with what their `answers` showed."""
+    """All `paces` after a round: those who had work with what their `answers` showed.
+
+    `given`: how many experts each had; a policy may give fewer than it could hold.
+    """
     shown = {
-        client: paces[client].after(answer, samples[client] * demand.epochs, demand)
+        client: replace(paces[client], k=given[client]).after(
+            answer, samples[client] * demand.epochs, demand
+        )
         for client, answer in answers.items()
     }
     return {**paces, **shown}

@@ -83,7 +83,7 @@ def serve(
         reason = "the server ended the run early"
         try:
             federation.artifacts.prepare()
-            _gather(federation, sinks, host)
+            _gather(federation, sinks, host, resumed=state.round > 0)
 
             def finished(after: State, record: RoundRecord) -> None:
                 nonlocal state
@@ -141,7 +141,7 @@ def make_spec(experiment: Experiment, dataset: Dataset) -> ModelSpec:
     )
 
 
-def _gather(federation: Federation, sinks: Sequence[Sink], host: Host) -> None:
+def _gather(federation: Federation, sinks: Sequence[Sink], host: Host, resumed: bool) -> None:
     """Wait for the devices; go on without some as long as there is a quorum."""
     experiment = federation.experiment
     expected = experiment.data.devices
@@ -154,14 +154,24 @@ def _gather(federation: Federation, sinks: Sequence[Sink], host: Host) -> None:
         expected, experiment.round.join_timeout_s, joined, host.check_joining
     )
     count, need = len(federation.roster.present), experiment.round.quorum_of(expected)
+    if experiment.assignment.policy == "fixed" and not resumed:
+        need = expected  # its rows are the devices by name: none may come later
     if count < need:
         rejected = [f"{c} was rejected: {why}" for c, why in federation.roster.rejected.items()]
         advice = "start the others, or set data.devices to what there is"
         raise FleetError(
             f"{count} of {expected} devices joined within {experiment.round.join_timeout_s:g} s "
-            f"(round.join_timeout_s), round.quorum asks for {need}; "
+            f"(round.join_timeout_s), {_who_asks(experiment)} for {need}; "
             f"{'; '.join(rejected)[:500] or advice}"
         )
+
+
+def _who_asks(experiment: Experiment) -> str:
+    return (
+        'assignment.policy = "fixed" asks'
+        if experiment.assignment.policy == "fixed"
+        else "round.quorum asks"
+    )
 
 
 def _first_state(experiment: Experiment, spec: ModelSpec, store: Store) -> State:

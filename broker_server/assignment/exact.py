@@ -84,7 +84,7 @@ def solve(
     if found.X is not None:
         X, solver = found.X, "cp-sat"
     bound = min(found.bound, best_quality(problem))
-    if _at_most(_violation(shuffled, X), allowed):
+    if _violation(shuffled, X) <= allowed:
         bound = float(np.fmin(bound, best_bound))
     answer = np.zeros_like(X)
     answer[np.ix_(rows, columns)] = X

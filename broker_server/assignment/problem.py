@@ -93,7 +93,11 @@ class Problem:
         _require(in_range, "capacity", capacity, f"1 to {experts}, the number of experts")
         _require((self.lower >= 0) & np.isfinite(self.lower), "lower", self.lower, "0 or more")
         _require(self.upper >= self.lower, "upper", self.upper, "at least its lower bound")
-        for name, most in (("weight", _MAX_SAMPLES), ("history", _LARGEST), ("places", np.inf)):
+        for name, most in (
+            ("weight", _MAX_SAMPLES * experts),
+            ("history", _LARGEST),
+            ("places", np.inf),
+        ):
             value = getattr(self, name)
             if value is not None:
                 _require((value >= 0) & (value <= most), name, value, "a number of 0 or more")

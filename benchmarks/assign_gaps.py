@@ -29,7 +29,8 @@ import numpy as np
 from assign import count, size
 from assign_instance import bounds, planted
 
-from broker_server.assignment import Assignment, Problem, exact, prices
+from broker_server.assignment import Assignment, Problem
+from broker_server.assignment.flex_moe import exact, prices
 
 DELTAS = (0.0, 0.02, 0.05, 0.1, 0.2)
 KINDS = ("uniform", "planted", "ties")

@@ -21,7 +21,8 @@ import numpy as np
 from assign_instance import Instance
 from numpy.typing import NDArray
 
-from broker_server.assignment import Assignment, Problem, exact, prices
+from broker_server.assignment import Assignment, Problem
+from broker_server.assignment.flex_moe import exact, prices
 
 _STEPS = 1e-5  # gap that the integer steps of `exact` may leave
 

@@ -19,7 +19,7 @@ from broker_server import load
 from broker_server.aggregation import Aggregator, ClientUpdate
 from broker_server.artifacts import Artifacts
 from broker_server.capacity import Cap
-from broker_server.coordinator import Federation, FewerExperts, run_round, run_rounds
+from broker_server.coordinator import BeginAgain, Federation, run_round, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
@@ -555,7 +555,7 @@ def test_a_round_that_begins_again_tells_so_and_counts_whole(
         Server(make_experiment(), digits, broker, tmp_path) as server,
     ):
         server.gather()
-        with pytest.raises(FewerExperts) as caught:
+        with pytest.raises(BeginAgain) as caught:
             run_round(first_state(), server.federation)
         again = caught.value
         assert again.attempt.number == 2

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from broker_server.assignment import Problem, dual
-from broker_server.assignment.market import Market
-from broker_server.assignment.native import _prices
+from broker_server.assignment import Problem
+from broker_server.assignment.flex_moe import dual
+from broker_server.assignment.flex_moe.market import Market
+from broker_server.assignment.flex_moe.native import _prices
 from tests.broker_server.sample_problems import everything, problems, sample_problem
 
 pytestmark = pytest.mark.filterwarnings("error")

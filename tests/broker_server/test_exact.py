@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.assignment import Problem
-from broker_server.assignment.exact import balanced_start, best_quality, solve
-from broker_server.assignment.integer_program import IntegerProgram
+from broker_server.assignment.flex_moe.exact import balanced_start, best_quality, solve
+from broker_server.assignment.flex_moe.integer_program import IntegerProgram
 from edge_runtime.errors import FleetError
 from tests.broker_server.sample_problems import (
     all_assignments,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_server.assignment import Problem, exact, flex_moe, policy, prices
-from broker_server.assignment.flex_moe import EXACT_PAIRS, assign
+from broker_server.assignment import Problem, flex_moe, policy
+from broker_server.assignment.flex_moe import EXACT_PAIRS, assign, exact, prices
 from edge_runtime.errors import ConfigError
 from tests.broker_server.sample_problems import everything, problems, rounding, sample_problem
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker_server.assignment import Problem, exact
-from broker_server.assignment.integer_program import IntegerProgram
-from broker_server.assignment.least_violation import least_violation
-from broker_server.assignment.price_floor import PriceFloor
-from broker_server.assignment.set_floor import SetFloor
+from broker_server.assignment import Problem
+from broker_server.assignment.flex_moe import exact
+from broker_server.assignment.flex_moe.integer_program import IntegerProgram
+from broker_server.assignment.flex_moe.least_violation import least_violation
+from broker_server.assignment.flex_moe.price_floor import PriceFloor
+from broker_server.assignment.flex_moe.set_floor import SetFloor
 from tests.broker_server.sample_problems import everything, problems
 
 EXAMPLES = settings(max_examples=100, deadline=None)

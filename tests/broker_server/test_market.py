@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from broker_server.assignment import Problem
-from broker_server.assignment.market import Market, Response
-from broker_server.assignment.native import _prices
+from broker_server.assignment.flex_moe.market import Market, Response
+from broker_server.assignment.flex_moe.native import _prices
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from broker_server.assignment import Assignment, Problem, dual, exact, prices
-from broker_server.assignment.prices import solve
+from broker_server.assignment import Assignment, Problem
+from broker_server.assignment.flex_moe import dual, exact, prices
+from broker_server.assignment.flex_moe.prices import solve
 from tests.broker_server.sample_problems import everything, problems, sample_problem
 
 pytestmark = pytest.mark.filterwarnings("error")

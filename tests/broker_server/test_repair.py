@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from broker_server.assignment import Problem
-from broker_server.assignment.exits import Exits
-from broker_server.assignment.neighbourhood import settle
-from broker_server.assignment.plan import Plan
-from broker_server.assignment.repair import fit, improve, move_out
+from broker_server.assignment.flex_moe.exits import Exits
+from broker_server.assignment.flex_moe.neighbourhood import settle
+from broker_server.assignment.flex_moe.plan import Plan
+from broker_server.assignment.flex_moe.repair import fit, improve, move_out
 from broker_server.assignment.result import objective_of
 from tests.broker_server.sample_problems import everything, problems, sample_problem
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from broker_server import load
-from broker_server.coordinator import FewerExperts, run_round
+from broker_server.coordinator import BeginAgain, run_round
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
 from broker_server.record import RoundRecord
@@ -133,7 +133,7 @@ def test_a_second_attempt_chooses_the_same_clients(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path / "small", experiment(**TWO, round={"quorum": 1.0}))
     for name in SIZES:
         fleet.add(name, Small(fleet.world, name, MODEL))
-    with pytest.raises(FewerExperts) as caught:
+    with pytest.raises(BeginAgain) as caught:
         run_round(START, fleet.federation)
     again = caught.value
     assert again.attempt.number == 2

@@ -33,8 +33,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment.integer_program import IntegerProgram, weight_of
-from broker_server.assignment.least_violation import least_violation as provable_violation
+from broker_server.assignment.flex_moe.integer_program import IntegerProgram, weight_of
+from broker_server.assignment.flex_moe.least_violation import least_violation as provable_violation
 from broker_server.assignment.problem import Problem
 from broker_server.assignment.result import Assignment, objective_of, violation_of
 from edge_runtime.errors import FleetError

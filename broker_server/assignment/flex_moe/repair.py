@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment.exits import Exits
-from broker_server.assignment.plan import STILL, Plan
+from broker_server.assignment.flex_moe.exits import Exits
+from broker_server.assignment.flex_moe.plan import STILL, Plan
 
 _BATCHES = 30
 _MOVES, _SPARE = 64, 20.0  # moves of a batch: at least, and times the mean moves that would do

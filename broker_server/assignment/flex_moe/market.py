@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment.native import _prices
+from broker_server.assignment.flex_moe.native import _prices
 from broker_server.assignment.problem import Problem
 
 _STRANDS = 8  # sums are made of this many, however many cores there are

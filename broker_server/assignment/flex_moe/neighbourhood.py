@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment import exact
-from broker_server.assignment.plan import STILL, Plan
+from broker_server.assignment.flex_moe import exact
+from broker_server.assignment.flex_moe.plan import STILL, Plan
 from broker_server.assignment.problem import Problem
 from broker_server.assignment.result import objective_of
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment import dual
-from broker_server.assignment.least_violation import least_violation
-from broker_server.assignment.market import Market
-from broker_server.assignment.neighbourhood import settle
-from broker_server.assignment.plan import STILL, Plan
+from broker_server.assignment.flex_moe import dual
+from broker_server.assignment.flex_moe.least_violation import least_violation
+from broker_server.assignment.flex_moe.market import Market
+from broker_server.assignment.flex_moe.neighbourhood import settle
+from broker_server.assignment.flex_moe.plan import STILL, Plan
+from broker_server.assignment.flex_moe.repair import fit, improve, move_out
 from broker_server.assignment.problem import Problem
-from broker_server.assignment.repair import fit, improve, move_out
 from broker_server.assignment.result import Assignment, objective_of
 
 _NEAREST = 4096  # clients that a repair looks at first

@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, get_args
 
-from broker_server.assignment import exact, prices
-from broker_server.assignment.exact import WORK_LIMIT
-from broker_server.assignment.plan import STILL
+from broker_server.assignment.flex_moe import exact, prices
+from broker_server.assignment.flex_moe.exact import WORK_LIMIT
+from broker_server.assignment.flex_moe.plan import STILL
 from broker_server.assignment.problem import Problem
 from broker_server.assignment.result import Assignment
 from edge_runtime.errors import ConfigError

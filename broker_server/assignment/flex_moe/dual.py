@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment.market import Market, Response
-from broker_server.assignment.native import _prices
-from broker_server.assignment.plan import STILL
+from broker_server.assignment.flex_moe.market import Market, Response
+from broker_server.assignment.flex_moe.native import _prices
+from broker_server.assignment.flex_moe.plan import STILL
 from broker_server.assignment.problem import Problem
 
 JITTER = 2e-6

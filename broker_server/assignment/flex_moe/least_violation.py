@@ -18,9 +18,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment.price_floor import PriceFloor, held_by
+from broker_server.assignment.flex_moe.price_floor import PriceFloor, held_by
+from broker_server.assignment.flex_moe.set_floor import SetFloor
 from broker_server.assignment.problem import Problem
-from broker_server.assignment.set_floor import SetFloor
 
 _ENOUGH = 1 - 1e-12  # of a known violation: a floor there is as high as can be
 

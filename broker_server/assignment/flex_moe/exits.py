@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.assignment.plan import Plan
+from broker_server.assignment.flex_moe.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,13 +164,14 @@ def paces_after(
 
     `given`: how many experts each had; a policy may give fewer than it could hold.
     """
-    shown = {
-        client: replace(paces[client], k=given[client]).after(
-            answer, samples[client] * demand.epochs, demand
-        )
-        for client, answer in answers.items()
-    }
-    return {**paces, **shown}
+
+    def shown(client: str, answer: Answer) -> Pace:
+        pace = paces[client]
+        at_work = replace(pace, k=given[client])
+        after = at_work.after(answer, samples[client] * demand.epochs, demand)
+        return replace(after, k=pace.k)  # or it would have to earn again what it could hold
+
+    return {**paces, **{client: shown(client, answer) for client, answer in answers.items()}}
 
 
 def _average(before: float, newest: float) -> float:

@@ -154,24 +154,18 @@ def _gather(federation: Federation, sinks: Sequence[Sink], host: Host, resumed: 
         expected, experiment.round.join_timeout_s, joined, host.check_joining
     )
     count, need = len(federation.roster.present), experiment.round.quorum_of(expected)
+    asks = "round.quorum asks"
     if experiment.assignment.policy == "fixed" and not resumed:
-        need = expected  # its rows are the devices by name: none may come later
+        # Its rows are the devices by name: none may come later.
+        need, asks = expected, 'assignment.policy = "fixed" asks'
     if count < need:
         rejected = [f"{c} was rejected: {why}" for c, why in federation.roster.rejected.items()]
         advice = "start the others, or set data.devices to what there is"
         raise FleetError(
             f"{count} of {expected} devices joined within {experiment.round.join_timeout_s:g} s "
-            f"(round.join_timeout_s), {_who_asks(experiment)} for {need}; "
+            f"(round.join_timeout_s), {asks} for {need}; "
             f"{'; '.join(rejected)[:500] or advice}"
         )
-
-
-def _who_asks(experiment: Experiment) -> str:
-    return (
-        'assignment.policy = "fixed" asks'
-        if experiment.assignment.policy == "fixed"
-        else "round.quorum asks"
-    )
 
 
 def _first_state(experiment: Experiment, spec: ModelSpec, store: Store) -> State:

@@ -35,10 +35,23 @@ from tests.broker_server.scripted_device import FEDERATION, HELLO, Device
 from tests.edge_runtime.driven import DrivenLink, World
 
 EXPERTS, K = 4, 2
-SPEC = ModelSpec("digits", (64,), 10, EXPERTS)
 SIZES = {"a": 10, "b": 20, "c": 30, "d": 40}
-MODEL = split(to_weights(make_model(SPEC, 0)))
-START = State("s", 0, MODEL, {}, {}, np.zeros(EXPERTS, np.int64), np.zeros(EXPERTS, np.int64))
+
+
+def spec_of(experts: int) -> ModelSpec:
+    """The model, with so many experts."""
+    return ModelSpec("digits", (64,), 10, experts)
+
+
+def start_of(experts: int) -> State:
+    """Before the first round."""
+    model = split(to_weights(make_model(spec_of(experts), 0)))
+    none = np.zeros(experts, np.int64)
+    return State("s", 0, model, {}, {}, none, none)
+
+
+START = start_of(EXPERTS)
+MODEL = START.model
 
 
 def experiment(**sections: dict[str, Any]) -> Experiment:
@@ -60,12 +73,15 @@ class Fleet:
 
     def __init__(self, folder: Path, settings: Experiment) -> None:
         self.world = World()
+        experts = settings.model.experts
+        spec = spec_of(experts)
+        self.start = START if experts == EXPERTS else start_of(experts)
         self.problems: list[Problem] = []
         self.assignments: list[Assignment] = []
         self.records: list[RoundRecord] = []
         self.devices: dict[str, Device] = {}
         mailbox = ServerMailbox(DrivenLink(self.world, "server"), FEDERATION, Ledger())
-        roster, spool = Roster(SPEC, "s"), Spool(folder / "spool")
+        roster, spool = Roster(spec, "s"), Spool(folder / "spool")
         self.exchange = Exchange(mailbox, roster, "s", spool, CODEC, clock=self.world.clock)
         decide = chosen_policy(settings)
 
@@ -80,15 +96,15 @@ class Fleet:
             exchange=self.exchange,
             spool=spool,
             codec=CODEC,
-            artifacts=Artifacts(settings, SPEC, LayoutPrograms(), CODEC),
+            artifacts=Artifacts(settings, spec, LayoutPrograms(), CODEC),
             policy=noted,
             evaluation=GlobalEvaluation(
-                SPEC, np.ones((1, 64), np.float32), np.zeros(1, np.int64), False
+                spec, np.ones((1, 64), np.float32), np.zeros(1, np.int64), False
             ),
             traffic=Traffic(mailbox),
         )
         for name in SIZES:
-            self.add(name, Device(self.world, name, MODEL, seed=len(name)))
+            self.add(name, Device(self.world, name, self.start.model, seed=len(name)))
 
     def add(self, name: str, device: Device) -> None:
         """A device joins; one of this name that was there before is gone."""
@@ -98,6 +114,7 @@ class Fleet:
         device.hello = dataclasses.replace(HELLO, samples=samples, shape=[64], labels=10)
         self.devices[name] = device
         self.exchange.gather(len(self.devices), 10.0)
+        self.listen()  # or the last words of the one before it would be heard in a round
 
     def lose(self, name: str) -> None:
         """The device's connection breaks, and its will is heard."""
@@ -117,10 +134,13 @@ class Fleet:
         """Give the server time to hear what was said."""
         self.exchange.gather(1000, 0.1)
 
-    def run(self, rounds: int, state: State = START) -> State:
+    def run(self, rounds: int, state: State | None = None) -> State:
         """Up to round number `rounds`."""
         return run_rounds(
-            state, self.federation, rounds, lambda _, record: self.records.append(record)
+            state or self.start,
+            self.federation,
+            rounds,
+            lambda _, record: self.records.append(record),
         )
 
     def chosen(self) -> list[list[str]]:

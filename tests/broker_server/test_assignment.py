@@ -118,6 +118,7 @@ def test_each_client_gets_its_number_of_experts_and_each_certificate_is_true(
         {"lower": np.full(8, 1e12), "upper": np.full(8, 1e13)},
         {"capacity": np.full(8, 8)},
         {"weight": np.zeros((8, 8))},
+        {"weight": np.full((8, 8), 8e9)},
     ],
     ids=[
         "constant",
@@ -131,6 +132,7 @@ def test_each_client_gets_its_number_of_experts_and_each_certificate_is_true(
         "out-of-reach",
         "all",
         "weightless",
+        "heavy",
     ],
 )
 def test_strange_numbers_give_no_nan(name: str, changes: dict[str, Any]) -> None:
@@ -249,6 +251,7 @@ def test_an_unknown_policy_is_refused_with_the_names() -> None:
         ({"weight": np.full((8, 8), -1.0)}, r"weight\[0, 0\] must be a number of 0 or more"),
         ({"weight": np.full((8, 8), np.nan)}, r"weight\[0, 0\] must be .* not nan"),
         ({"weight": np.full((8, 8), np.inf)}, r"weight\[0, 0\] must be .* not inf"),
+        ({"weight": np.full((8, 8), 8e9 + 1)}, r"weight\[0, 0\] must be a number of 0 or more"),
         ({"history": np.full(8, np.nan)}, r"history\[0\] must be a number of 0 or more, not nan"),
         ({"history": np.full(8, np.inf)}, r"history\[0\] must be a number of 0 or more, not inf"),
         ({"history": np.ones(7)}, r"history must have shape \(8,\)"),

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from broker_server.artifacts import Artifacts
-from broker_server.capacities import Capacities, Past, capacities_of, found_caps
+from broker_server.capacities import (
+    Capacities,
+    Past,
+    begun_again,
+    capacities_of,
+    found_caps,
+    too_slow,
+)
 from broker_server.capacity import Cap, Capacity
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
 from broker_server.pace import Pace
 from broker_server.roster import Roster
-from broker_server.work import Answer
+from broker_server.work import Answer, Observed
 from edge_runtime.codec import RawCodec
 from edge_runtime.errors import ConfigError, FleetError
 from edge_runtime.messages import Hello
@@ -31,12 +40,14 @@ NAMES = ["a", "b", "c"]
 class Fleet:
     """Three devices that are asked to hold four experts; `past` is what rounds showed."""
 
-    def __init__(self, asked: Any = 4, policy: str = "flex_moe", demand: Demand = DEMAND) -> None:
+    def __init__(
+        self, asked: Any = 4, policy: str = "flex_moe", demand: Demand = DEMAND, file: str = ""
+    ) -> None:
         self.experiment = Experiment.model_validate(
             {
                 "data": {"devices": len(NAMES)},
                 "model": {"experts": SPEC.experts, "experts_per_device": asked},
-                "assignment": {"policy": policy},
+                "assignment": {"policy": policy, "file": file},
             }
         )
         self.demand = demand
@@ -144,6 +155,42 @@ def test_who_is_away_keeps_what_is_known() -> None:
     assert list(dealt.given) == ["a", "c"] and dealt.paces["b"] is before
 
 
+def test_who_waits_its_turn_stays_as_it_was() -> None:
+    """Of c nothing was known, and nothing is noted; a sits out, whoever takes part."""
+    fleet = Fleet()
+    fleet.hello("a", memory_available_bytes=fleet.need_bytes(1) - 1)
+    for name in "bc":
+        fleet.hello(name, memory_available_bytes=fleet.need_bytes(3) - 1)
+    fleet.paced("b", k=1, limit="compute", streak=1, clean=3, suspect=4)
+    fleet.past = dataclasses.replace(fleet.past, restarted={"b"})
+    before = dict(fleet.past.paces)
+    whole = fleet.deal()
+    assert whole.paces["b"].too_many == 4 and list(whole.news) == NAMES
+    none = whole.of([], before)
+    assert none.given == {} and none.paces == {"a": whole.paces["a"], "b": before["b"]}
+    assert [event[:12] for event in none.events] == ["a: sits out:"]
+    for chosen, other in (("b", "c"), ("c", "b")):
+        some = whole.of([chosen], before)
+        assert some.given == {chosen: whole.given[chosen]}
+        assert some.paces[chosen] == whole.paces[chosen]
+        assert some.paces.get(other) == before.get(other)
+        assert some.events == whole.news["a"] + whole.news[chosen]
+    assert whole.of(["b", "c"], before) == whole
+
+
+def test_a_fixed_assignment_has_no_work_for_a_device_beyond_its_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "X.npy", np.eye(SPEC.experts)[:2])
+    fleet = Fleet(policy="fixed", file=str(tmp_path / "X.npy"))
+    dealt = fleet.deal()
+    assert list(dealt.given) == ["a", "b"]
+    assert dealt.events == ["c: sits out: assignment.file has 2 rows, none for device number 3"]
+    assert fleet.deal().events == []
+    fleet.roster.leave("a")
+    fleet.roster.leave("b")
+    with pytest.raises(FleetError, match=r"0 of 1 devices can .*; c: sits out: assignment\.file"):
+        fleet.deal()
+
+
 def test_who_sits_out_is_named_once() -> None:
     fleet = Fleet()
     fleet.hello("a", memory_available_bytes=fleet.need_bytes(1) - 1)
@@ -205,3 +252,39 @@ def test_what_refusals_for_lack_of_memory_show() -> None:
     answers = {"a": Answer("failed", needed_bytes=5000), "b": Answer("failed"), "c": Answer("ok")}
     caps = found_caps(answers, {name: [1, 2] for name in NAMES}, dict.fromkeys(NAMES, HELLO))
     assert caps == {"a": Cap(2, 5000, HELLO.memory_available_bytes, "native")}
+
+
+LATE = {
+    "a": Answer("late"),
+    "b": Answer("late", observed=Observed(kept_waiting=True)),
+    "c": Answer("ok"),
+}
+
+
+def test_who_was_late_may_do_with_fewer_experts() -> None:
+    """Not who waited for us, not with one expert, not where all go everywhere."""
+    given = {"a": 2, "b": 2, "c": 2}
+    assert too_slow(LATE, given, Fleet().experiment) == {"a": 2}
+    assert too_slow(LATE, {**given, "a": 1}, Fleet().experiment) == {}
+    assert too_slow(LATE, given, Fleet(policy="full").experiment) == {}
+    assert too_slow({"a": Answer("gone"), "b": Answer("failed")}, given, Fleet().experiment) == {}
+
+
+CAPS = {"a": Cap(2, 5 << 20, 1 << 20, "native")}
+
+
+@pytest.mark.parametrize(
+    ("found", "late", "turn", "said"),
+    [
+        ({}, {}, False, ""),
+        ({}, {}, True, "round 7 begun again: it is other devices' turn"),
+        (CAPS, {}, True, "round 7 begun again: a needs 5.0 MiB"),
+        ({}, {"b": 2, "c": 3}, False, "round 7 begun again: b was late with 2 experts, c was "
+         "late with 3 experts"),
+        (CAPS, {"b": 2}, False, "round 7 begun again: a needs 5.0 MiB, b was late with 2 experts"),
+    ],
+)  # fmt: skip
+def test_why_a_round_begins_again(
+    found: dict[str, Cap], late: dict[str, int], turn: bool, said: str
+) -> None:
+    assert begun_again(7, found, late, turn) == said

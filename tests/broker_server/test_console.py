@@ -71,7 +71,31 @@ def test_a_certificate_that_there_is_not_is_not_shown() -> None:
     Console(rich.console.Console(file=paper)).round_finished(uncertain)
     line = paper.getvalue().splitlines()[-1]
     assert line.split()[11:15] == ["1/2", "-", "120", "0.016"]
-    assert "load bounds missed by 120 samples; 3 messages" in line
+    # A policy that does not aim at the bounds misses them as a matter of course.
+    assert line.endswith("of 120 s); 3 messages dropped; device-01 left: connection lost")
+
+
+@pytest.mark.parametrize(
+    ("least", "said"),
+    [
+        (0.0, "by 120 samples (at best 0)"),
+        (118.4, "by 120 samples (at best 118)"),
+        (119.6, "by 120 samples, as few as can be"),
+        (120.0, "by 120 samples, as few as can be"),
+    ],
+)
+def test_missed_bounds_are_told_with_the_least_that_can_be(least: float, said: str) -> None:
+    paper = Paper()
+    record = replace(round_record(1), violated_samples=120, least_violation=least)
+    Console(rich.console.Console(file=paper)).round_finished(record)
+    assert paper.getvalue().rstrip().endswith(f"  load bounds missed {said}")
+
+
+def test_bounds_that_are_kept_need_no_note() -> None:
+    paper = Paper()
+    record = replace(round_record(1), violated_samples=0, least_violation=0.0)
+    Console(rich.console.Console(file=paper)).round_finished(record)
+    assert "load bounds" not in paper.getvalue()
 
 
 def test_a_pipe_is_flushed_with_every_round() -> None:

@@ -559,9 +559,8 @@ def test_a_round_that_begins_again_tells_so_and_counts_whole(
             run_round(first_state(), server.federation)
         again = caught.value
         assert again.attempt.number == 2
-        state = dataclasses.replace(first_state(), caps=again.caps)
         attempt = dataclasses.replace(again.attempt, began_s=again.attempt.began_s - 1000)
-        _, record = run_round(state, server.federation, attempt)
+        _, record = run_round(again.state, server.federation, attempt)
     assert record.round_s > 1000
     failed, begun, held = record.events[:4], record.events[4], record.events[5:]
     assert [event.partition(": failed: training 2 experts")[0] for event in failed] == NAMES

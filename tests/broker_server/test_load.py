@@ -69,13 +69,19 @@ def test_bounds_are_as_the_formula_says_and_leave_room_for_the_round(
         assert (lower + upper).sum() / 2 == pytest.approx(work)
 
 
-@pytest.mark.parametrize("bad", [-0.01, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [-0.01, math.nan, math.inf, 1.01e6])
 def test_a_bad_tolerance_is_refused(bad: float) -> None:
     nothing, one = np.zeros(2, int), np.array([1])
     with pytest.raises(ConfigError, match=f"delta: .* not {bad}"):
         load.bounds(nothing, one, one, bad)
     with pytest.raises(ConfigError, match=f"grain: .* not {bad}"):
         load.bounds(nothing, one, one, 0.1, bad)
+
+
+def test_a_tolerance_of_a_million_shares_is_no_bound_at_all() -> None:
+    samples, capacity = np.array([10**9]), np.array([2])
+    lower, upper = load.bounds(np.array([5, 0]), samples, capacity, 1e6, 1e6)
+    assert lower.tolist() == [0, 0] and np.isfinite(upper).all() and (upper > 1e15).all()
 
 
 def test_update_adds_the_samples_of_the_clients_assigned() -> None:

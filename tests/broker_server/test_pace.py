@@ -68,9 +68,29 @@ def test_what_was_not_measured_is_scaled_from_the_nearest(
 
 
 def test_what_was_trained_is_measured_where_a_policy_gave_fewer() -> None:
-    pace = through(Pace("native", k=3), ok({"train_s": 6.0}, k=1), ok({"train_s": 9.0}, k=2))
-    assert pace.seconds == pytest.approx({1: 6.0 / PASSES, 2: 9.0 / PASSES})
-    assert pace.k == 3 and pace.clean == 2
+    """What it can hold stays: it need not be earned again, one round in good order at a time."""
+    before = Pace("native", k=3, limit="memory", streak=1)
+    paces, samples = {"a": before}, {"a": PASSES // DEMAND.epochs}
+    for k, train_s in ((1, 6.0), (2, 9.0)):
+        paces = paces_after(paces, {"a": k}, {"a": ok({"train_s": train_s}, k=k)}, samples, DEMAND)
+    seconds = {1: 6.0 / PASSES, 2: 9.0 / PASSES}
+    assert paces["a"].seconds == pytest.approx(seconds)
+    assert paces["a"] == dataclasses.replace(before, seconds=paces["a"].seconds, clean=2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "field"),
+    [
+        (Answer("late"), "too_many"),
+        (Answer("gone", observed=Observed(vanished=True)), "suspect"),
+        (Answer("late", observed=Observed(restarted=True)), "too_many"),
+    ],
+    ids=["late", "vanished", "restarted"],
+)
+def test_what_went_wrong_went_wrong_with_what_was_given(answer: Answer, field: str) -> None:
+    """Two experts of the three that it could hold."""
+    paces = paces_after({"a": Pace("native", k=3)}, {"a": 2}, {"a": answer}, {"a": 10}, DEMAND)
+    assert getattr(paces["a"], field) == 2 and paces["a"].k == 3
 
 
 def test_nothing_measured_takes_no_time() -> None:
@@ -250,7 +270,7 @@ def test_a_checkpoint_keeps_it(pace: Pace) -> None:
 def test_all_paces_are_carried_and_those_at_work_move() -> None:
     paces = {name: Pace("native", k=2) for name in "abc"}
     answers = {"a": ok({"train_s": 6.0}), "c": late()}
-    after = paces_after(paces, answers, {"a": 10, "c": 20}, DEMAND)
+    after = paces_after(paces, {"a": 2, "c": 2}, answers, {"a": 10, "c": 20}, DEMAND)
     assert list(after) == ["a", "b", "c"] and after["b"] is paces["b"]
     assert after["a"].seconds == {2: 6.0 / (10 * DEMAND.epochs)}
     assert after["c"].seconds == {2: DEMAND.deadline_s / (20 * DEMAND.epochs)}

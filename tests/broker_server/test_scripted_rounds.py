@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from broker_server import load
-from broker_server.coordinator import BeginAgain, run_round
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
 from broker_server.record import RoundRecord
 from broker_server.state import State
 from edge_runtime.errors import FleetError
-from edge_runtime.messages import Assign, Failed
+from edge_runtime.messages import Assign
 from tests.broker_server.scripted_device import Device
 from tests.broker_server.scripted_fleet import (
     EXPERTS,
@@ -116,40 +115,6 @@ def test_turns_go_on_after_a_checkpoint(tmp_path: Path) -> None:
     assert before.chosen() + forgetful.chosen() != whole.chosen()
 
 
-class Small(Device):
-    """Has not the memory for two experts."""
-
-    def work(self, assign: Assign) -> None:
-        if len(assign.experts) < K:
-            super().work(assign)
-            return
-        why = "training 2 experts needs more"
-        self.mailbox.send(Failed(assign.session, assign.round, assign.attempt, why, 1 << 31))
-
-
-def test_a_second_attempt_chooses_the_same_clients(tmp_path: Path) -> None:
-    """Whoever is chosen is too small: the round begins again, and turns are paid for once."""
-    plain = Fleet(tmp_path / "plain", experiment(**TWO))
-    fleet = Fleet(tmp_path / "small", experiment(**TWO, round={"quorum": 1.0}))
-    for name in SIZES:
-        fleet.add(name, Small(fleet.world, name, MODEL))
-    with pytest.raises(BeginAgain) as caught:
-        run_round(START, fleet.federation)
-    again = caught.value
-    assert again.attempt.number == 2
-    state = dataclasses.replace(START, caps=again.caps, paces=again.paces)
-    after, record = run_round(state, fleet.federation, again.attempt)
-    first, second = fleet.problems
-    assert first.places is not None and second.places is not None
-    assert first.places.tolist() == second.places.tolist()
-    assert (first.capacity.tolist(), second.capacity.tolist()) == ([2, 2], [1, 1])
-    assert first.seed == second.seed
-    assert (record.participants, record.answered) == (2, 2)
-    assert after.credit == plain.run(1).credit
-    fleet.records.append(record)
-    assert fleet.chosen() == plain.chosen()
-
-
 # --- load, as it was routed ----------------------------------------------------------------------
 
 
@@ -245,9 +210,32 @@ def test_a_fixed_row_stays_with_its_client_when_another_is_missing(tmp_path: Pat
     state = fleet.run(3, State.from_bytes(state.to_bytes()))
     assert rows(fleet.records[2])["aa"] == row_of(4)
     assert rows(fleet.records[2])["d"] == row_of(3)
-    fleet.add("z", Device(fleet.world, "z", MODEL))
-    with pytest.raises(FleetError, match="has 5 rows, none for client number 5"):
-        fleet.run(4, state)
+
+
+def test_a_latecomer_beyond_the_rows_sits_out(tmp_path: Path) -> None:
+    """Its name comes first: the others' rows stay theirs."""
+    fleet = Fleet(tmp_path, fixed(tmp_path))
+    state = fleet.run(1)
+    for name in ("A", "B"):  # the table has a row for one more
+        fleet.add(name, Device(fleet.world, name, MODEL))
+    fleet.run(3, state)
+    for record in fleet.records[1:]:
+        assert rows(record) == {name: row_of(i) for i, name in enumerate(("a", "b", "c", "d", "A"))}
+        assert (record.participants, record.answered) == (5, 5)
+        assert {device.client for device in record.devices} == {*SIZES, "A", "B"}
+    sits_out = "B: sits out: assignment.file has 5 rows, none for device number 6"
+    assert [record.events for record in fleet.records] == [[], [sits_out], []]
+    assert fleet.devices["B"].got(Assign) == []
+
+
+def test_rows_with_fewer_experts_than_a_device_can_hold(tmp_path: Path) -> None:
+    """What it can hold stays as it is, and nothing is said of it."""
+    fleet = Fleet(tmp_path, fixed(tmp_path, model={"experts_per_device": 3}))
+    state = fleet.run(7)
+    assert all(problem.capacity.tolist() == [3] * 4 for problem in fleet.problems)
+    assert all(len(client.experts) == 2 for r in fleet.records for client in r.clients)
+    assert [record.events for record in fleet.records] == [[]] * 7
+    assert {tuple(pace.seconds) for pace in state.paces.values()} == {(2,)}
 
 
 def test_a_fixed_row_stays_with_its_client_whoever_takes_part(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,10 +15,11 @@ from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Experiment
 from broker_server.host import Host
 from broker_server.run import run_experiment
-from broker_server.server import open_store, serve
+from broker_server.server import _gather, open_store, serve
 from broker_server.store import Store
 from device_profiles import datasets
-from edge_runtime.errors import BrokerError, ConfigError, DataError
+from edge_runtime.errors import BrokerError, ConfigError, DataError, FleetError
+from tests.broker_server import scripted_fleet
 from tests.broker_server.sample_records import round_record
 
 
@@ -112,3 +114,30 @@ def test_a_run_that_failed_before_its_first_round_can_be_started_again(tmp_path:
     with Store.open(tmp_path) as store:
         assert (store.facts()["seed"], len(store.records())) == (2, 1)
     assert load_experiment(tmp_path / "config.toml").seed == 2
+
+
+def test_the_rows_of_a_fixed_assignment_need_all_devices_when_a_run_begins(tmp_path: Path) -> None:
+    """They are the devices by name; when it goes on, who is who is known."""
+    np.save(tmp_path / "X.npy", np.ones((4, 4)))
+    assignments = {
+        "fixed": {"policy": "fixed", "file": str(tmp_path / "X.npy")},
+        "greedy": {"policy": "greedy"},
+    }
+    host = Host(Broker("127.0.0.1", free_port(), "external"))
+    for name, assignment in assignments.items():
+        fleet = scripted_fleet.Fleet(
+            tmp_path / name, scripted_fleet.experiment(assignment=assignment)
+        )
+        _gather(fleet.federation, [], host, resumed=False)
+        fleet.lose("b")
+        _gather(fleet.federation, [], host, resumed=True)
+        if name == "fixed":
+            said = r'3 of 4 .* \(round.join_timeout_s\), assignment.policy = "fixed" asks for 4; st'
+            with pytest.raises(FleetError, match=said):
+                _gather(fleet.federation, [], host, resumed=False)
+        else:
+            _gather(fleet.federation, [], host, resumed=False)
+        fleet.lose("c")
+        fleet.lose("d")
+        with pytest.raises(FleetError, match=r"1 of 4 devices joined .*, round.quorum asks for 2"):
+            _gather(fleet.federation, [], host, resumed=True)

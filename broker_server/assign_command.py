@@ -199,7 +199,7 @@ def _vector(text: str, clients: int) -> NDArray[Any]:
     """The array of a file, or a plain number for each client."""
     if text.isdecimal() and len(text) <= 18:  # more digits would not fit an int64
         return np.full(clients, int(text))
-    if not Path(text).is_file():
+    if not os.path.isfile(text):
         raise ConfigError(f"{text!r}: expected a whole number of 1 or more, or a .npy file of them")
     return _matrix(Path(text))
 

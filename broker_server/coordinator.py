@@ -122,8 +122,11 @@ def run_round(
     paces = paces_after(held.paces, given, answers, sizes, demand)
     need = experiment.round.quorum_of(len(clients))
     if len(reports) < need:
+        late = too_slow(answers, given, experiment)
         turn = attempt.number < len(able) > len(clients)
-        if why := begun_again(number, found, too_slow(answers, given, experiment), turn):
+        enough = len(reports) + len(found) + len(late) >= need or turn
+        why = begun_again(number, found, late, turn)
+        if why and enough and attempt.number < experiment.model.experts + len(able):
             again = (*attempt.events, *missing(answers), *held.events, why)
             raise BeginAgain(
                 replace(state, caps=caps, paces=paces, credit=credit),

@@ -56,14 +56,16 @@ def bounds(
     as what is missing now is made good in the next round.
 
     history [E]: H before the round, or the load of another `Balance`. samples, capacity [C]: n_c
-    and k_c of the clients that take part. delta, grain: tolerances, 0 or more; `ConfigError`
+    and k_c of the clients that take part. delta, grain: tolerances, 0 to 1e6; `ConfigError`
     otherwise. The bounds may be impossible to keep: a client may have more samples than an expert's
     share, and a round cannot make good any deficit.
     """
     if not 0 <= delta <= _MOST_TOLERANCE:
-        raise ConfigError(f"delta: the load tolerance must be 0 or more, not {delta}")
+        raise ConfigError(
+            f"delta: the load tolerance must be 0 to {_MOST_TOLERANCE:g}, not {delta}"
+        )
     if not 0 <= grain <= _MOST_TOLERANCE:
-        raise ConfigError(f"grain: must be 0 or more mean clients, not {grain}")
+        raise ConfigError(f"grain: must be 0 to {_MOST_TOLERANCE:g} mean clients, not {grain}")
     share = (history.sum() + samples @ capacity) / len(history)
     slack = max(delta * share, grain * samples.mean())
     lower = np.maximum(0.0, share - slack - history)

@@ -61,9 +61,7 @@ def bounds(
     share, and a round cannot make good any deficit.
     """
     if not 0 <= delta <= _MOST_TOLERANCE:
-        raise ConfigError(
-            f"delta: the load tolerance must be 0 to {_MOST_TOLERANCE:g}, not {delta}"
-        )
+        raise ConfigError(f"delta: must be 0 to {_MOST_TOLERANCE:g} fair shares, not {delta}")
     if not 0 <= grain <= _MOST_TOLERANCE:
         raise ConfigError(f"grain: must be 0 to {_MOST_TOLERANCE:g} mean clients, not {grain}")
     share = (history.sum() + samples @ capacity) / len(history)

@@ -190,7 +190,7 @@ def simulate(
         for client, held in zip(rows.tolist(), answer.X, strict=True):
             chosen = np.flatnonzero(held).tolist()
             scores, usage = fleet.observed[t, client, chosen], np.ones(len(chosen))
-            quality = fitness.update_quality(quality, client, chosen, scores, usage, BETA)
+            quality[client] = fitness.update_quality(quality[client], chosen, scores, usage, BETA)
         trials[rows] += answer.X
         history = load.update(history, answer.X, samples)
         solvers[answer.solver] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,6 +74,8 @@ def capacities_of(
     all_or_nothing = experiment.assignment.policy == "full"
     check_budget(experiment.model.experts if all_or_nothing else 1, demand)
     given: dict[str, Capacity] = {}
+    place_of = {client: place for place, client in enumerate(places)}
+    rows = _rows(experiment)
     paces, why = dict(past.paces), list[str]()
     news: dict[str, list[str]] = {}
     for client in clients:
@@ -81,9 +84,12 @@ def capacities_of(
         if before is None or before.trainer != member.hello.trainer:
             before = Pace(member.hello.trainer)  # another trainer has another pace
         pace = before.returned(client in past.restarted)
-        place = places.index(client)
+        place = place_of[client]
         try:
-            _require_row(place, experiment)
+            if place >= rows:
+                raise FleetError(
+                    f"assignment.file has {rows} rows, none for device number {place + 1}"
+                )
             holds = _held_by(member, place, cap, experiment, artifacts)
         except FleetError as error:
             why.append(f"{client}: sits out: {error}")
@@ -105,14 +111,12 @@ def capacities_of(
     return Capacities(given, paces, news)
 
 
-def _require_row(place: int, experiment: Experiment) -> None:
-    """`FleetError` for a device that a fixed assignment says nothing of."""
+def _rows(experiment: Experiment) -> float:
+    """For how many devices there is an assignment: all, unless it is a fixed one."""
     settings = experiment.assignment
     if settings.policy != "fixed":
-        return
-    rows = len(fixed.read(settings.file, experiment.model.experts))
-    if place >= rows:
-        raise FleetError(f"assignment.file has {rows} rows, none for device number {place + 1}")
+        return math.inf
+    return len(fixed.read(settings.file, experiment.model.experts))
 
 
 def _held_by(

@@ -67,14 +67,13 @@ def exploration_bonus(trials: NDArray[np.int64], rounds: int, scale: float) -> N
 
 
 def update_quality(
-    quality: NDArray[np.float64],
-    client: int,
+    row: NDArray[np.float64],
     experts: Sequence[int],
     scores: ArrayLike,
     usage: ArrayLike,
     beta: float,
 ) -> NDArray[np.float64]:
-    """A new quality [C, E]: row `client` moved towards its scores where it trained.
+    """A client's new quality [E]: its `row` moved towards its scores where it trained.
 
     experts [k]: the client's experts, no two alike. scores [k]: their fitness. usage [k]: the
     samples routed to each; an expert with none keeps its quality. beta: weight of the new score, 0
@@ -83,8 +82,8 @@ def update_quality(
     if not 0 <= beta <= 1:
         raise ConfigError(f"beta: must be 0 to 1, not {beta}")
     columns = np.asarray(experts, dtype=np.int64)
-    old = quality[client, columns]
+    old = row[columns]
     moved = (1 - beta) * old + beta * np.asarray(scores, dtype=np.float64)
-    new = quality.copy()
-    new[client, columns] = np.where(np.asarray(usage) > 0, moved, old)
+    new = row.copy()
+    new[columns] = np.where(np.asarray(usage) > 0, moved, old)
     return new

@@ -30,10 +30,7 @@ def round_problem(
     in which rounds first saw them.
     """
     settings, number = experiment.assignment, state.round + 1
-    experts = experiment.model.experts
     explored = fitness.exploration_bonus(scores.trials, state.round, experiment.fitness.explore)
-    popular = forecast.popularity(forecast.table(state.shares, state.shares, experts))
-    foretold = forecast.predict(scores.shares, capacity, popular)
     past = load.history(settings.balance, state.load, state.routed)
     lower, upper = load.bounds(past, samples, capacity, settings.delta)
     place_of = {client: place for place, client in enumerate(places)}
@@ -44,11 +41,27 @@ def round_problem(
         lower,
         upper,
         derive_seed(experiment.seed, number, "assignment"),
-        weight=load.weights(settings.balance, samples, foretold),
+        weight=_weight(state, scores, samples, capacity, experiment),
         history=past,
         places=np.array([place_of[client] for client in scores.clients]),
         round=number,
     )
+
+
+def _weight(
+    state: State,
+    scores: Scores,
+    samples: NDArray[np.int64],
+    capacity: NDArray[np.int64],
+    experiment: Experiment,
+) -> NDArray[np.float64] | None:
+    """The load [C, E] that each pair would bring; None where it is n_c, and nothing is foretold."""
+    balance = experiment.assignment.balance
+    if balance == "assigned":
+        return None
+    everyone = forecast.table(state.shares, state.shares, experiment.model.experts)
+    foretold = forecast.predict(scores.shares, capacity, forecast.popularity(everyone))
+    return load.weights(balance, samples, foretold)
 
 
 def chosen_policy(experiment: Experiment) -> AssignmentPolicy:

@@ -48,8 +48,8 @@ class Scores:
             scored = fitness.fitness(
                 report.loss, report.hits, report.usage, settings.mode, settings.alpha
             )
-            quality = fitness.update_quality(
-                quality, i, report.experts, scored, report.usage, settings.beta
+            quality[i] = fitness.update_quality(
+                quality[i], report.experts, scored, report.usage, settings.beta
             )
             shares[i] = forecast.update(shares[i], report.experts, report.usage)
         answered = np.array([[client in reports] for client in self.clients])

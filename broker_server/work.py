@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker_server.record import Status
-from edge_runtime.messages import Assign, Report
+from edge_runtime.messages import LAST_WILL, Assign, Report
 from edge_runtime.parts import ModelParts
 from edge_runtime.transfer import Download
-
-LAST_WILL = "connection lost"
-"""The reason in the last will of a device, which a broker sends when its connection is lost."""
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def run_device(arguments: Sequence[str]) -> int:
     from edge_runtime.ledger import Ledger
     from edge_runtime.local_gate import LocalGate
     from edge_runtime.mailbox import DeviceMailbox, up_topic, valid_name
-    from edge_runtime.messages import Gone, pack
+    from edge_runtime.messages import LAST_WILL, Gone, pack
     from edge_runtime.mqtt import MqttLink
     from edge_runtime.shard import Shard
     from edge_runtime.trainers import make_trainer
@@ -196,7 +196,7 @@ def run_device(arguments: Sequence[str]) -> int:
         host,
         port,
         client_id=f"flexmoe-{options.federation}-{options.id}",
-        will=(up_topic(options.federation, options.id), pack(Gone("connection lost"))),
+        will=(up_topic(options.federation, options.id), pack(Gone(LAST_WILL))),
     )
     try:
         mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())

@@ -193,6 +193,10 @@ class Received:
     attempt: int
 
 
+LAST_WILL = "connection lost"
+"""The reason in a device's last will, which the broker sends when its connection is lost."""
+
+
 @dataclass(frozen=True)
 class Gone:
     reason: str

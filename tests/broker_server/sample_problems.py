@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,16 @@ def sample_problem(seed: int = 3, clients: int = 8, experts: int = 8, **changes:
         "seed": seed,
     }
     return Problem(**{**fields, **changes})
+
+
+def permuted(problem: Problem, rows: NDArray[Any], columns: NDArray[Any]) -> Problem:
+    """The same problem with its clients and experts in another order."""
+    return replace(
+        problem,
+        quality=problem.quality[np.ix_(rows, columns)],
+        samples=problem.samples[rows],
+        capacity=problem.capacity[rows],
+        lower=problem.lower[columns],
+        upper=problem.upper[columns],
+        weight=None if problem.weight is None else problem.weight[np.ix_(rows, columns)],
+    )

@@ -59,7 +59,7 @@ def test_bad_settings_are_refused() -> None:
             fitness([1.0], [1], [1], "loss", alpha)
     for beta in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match="beta"):
-            update_quality(np.ones((1, 1)), 0, [0], [1.0], [1], beta)
+            update_quality(np.ones(1), [0], [1.0], [1], beta)
     with pytest.raises(ConfigError, match="q0"):
         initial_quality(1, 1, math.nan)
 
@@ -71,20 +71,19 @@ def test_the_first_quality() -> None:
 
 @given(st.data(), st.floats(0, 1))
 def test_quality_moves_only_where_the_pair_trained(data: st.DataObject, beta: float) -> None:
-    clients, experts = 3, 5
-    rows = st.lists(SCORES, min_size=experts, max_size=experts)
-    old = np.array(data.draw(st.lists(rows, min_size=clients, max_size=clients)))
+    experts = 5
+    old = np.array(data.draw(st.lists(SCORES, min_size=experts, max_size=experts)))
     chosen = data.draw(st.lists(st.integers(0, experts - 1), unique=True, min_size=1))
     scores = [data.draw(SCORES) for _ in chosen]
     usage = [data.draw(st.integers(0, 2)) for _ in chosen]
     before = old.copy()
 
-    new = update_quality(old, 1, chosen, scores, usage, beta)
+    new = update_quality(old, chosen, scores, usage, beta)
 
     expected = before.copy()
     for e, s, u in zip(chosen, scores, usage, strict=True):
         if u > 0:
-            expected[1, e] = (1 - beta) * before[1, e] + beta * s
+            expected[e] = (1 - beta) * before[e] + beta * s
     np.testing.assert_allclose(new, expected, rtol=0, atol=1e-12)
     assert (old == before).all()
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from broker_server.assignment import Problem
 from broker_server.assignment.flex_moe.market import Market, Response
 from broker_server.assignment.flex_moe.native import _prices
+from tests.broker_server.sample_problems import permuted
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -248,18 +249,6 @@ PERMUTED: list[Callable[[int], Problem]] = [
     lambda seed: problem_of(seed, 50, 8, np.float32),
     lambda seed: problem_of(seed, 50, 8, weighted=True),
 ]
-
-
-def permuted(problem: Problem, rows: NDArray[Any], columns: NDArray[Any]) -> Problem:
-    return replace(
-        problem,
-        quality=problem.quality[np.ix_(rows, columns)],
-        samples=problem.samples[rows],
-        capacity=problem.capacity[rows],
-        lower=problem.lower[columns],
-        upper=problem.upper[columns],
-        weight=None if problem.weight is None else problem.weight[np.ix_(rows, columns)],
-    )
 
 
 @pytest.mark.parametrize("make", PERMUTED)

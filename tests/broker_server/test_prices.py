@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from broker_server.assignment import Assignment, Problem
 from broker_server.assignment.flex_moe import dual, exact, prices
 from broker_server.assignment.flex_moe.prices import solve
-from tests.broker_server.sample_problems import everything, problems, sample_problem
+from tests.broker_server.sample_problems import everything, permuted, problems, sample_problem
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -137,17 +137,7 @@ def test_the_order_of_clients_and_experts_does_not_matter(problem: Problem) -> N
     rows, columns = rng.permutation(problem.clients), rng.permutation(problem.experts)
     answer = solve(problem)
     assert answer.violation == 0 < answer.gap < 0.02
-    other = solve(
-        replace(
-            problem,
-            quality=problem.quality[np.ix_(rows, columns)],
-            samples=problem.samples[rows],
-            capacity=problem.capacity[rows],
-            lower=problem.lower[columns],
-            upper=problem.upper[columns],
-            history=None,
-        )
-    )
+    other = solve(permuted(replace(problem, history=None), rows, columns))
     np.testing.assert_array_equal(other.X, answer.X[np.ix_(rows, columns)])
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from broker_server.broker_counters import Counted
 from device_profiles.process import ChildProcess, stop_all
 from edge_runtime.address import parse_address
 from edge_runtime.errors import BrokerError, ConfigError, FleetError
@@ -29,6 +30,7 @@ STOP_S = 4.0
 START_ATTEMPTS = 3
 PACKET_ROOM_BYTES = 1024  # of a packet, beyond its payload: header and topic
 _POLL_S = 0.05
+NOTHING = Counted(0, 0)
 _SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
 
@@ -48,6 +50,7 @@ class Broker:
     port: int
     kind: str  # "mosquitto", "amqtt" or "external"
     process: ChildProcess | None = None
+    greeted: Counted = NOTHING  # what our first connection moved, from the broker's side
 
     def check(self) -> None:
         """Raise `BrokerError`, with its log's last line, if a broker that we started has ended."""
@@ -188,7 +191,7 @@ def _await(broker: Broker) -> None:
             _check_free(broker.host, broker.port)
             raise BrokerError(f"{broker.kind} does not start: {_last_line(broker.process)}")
         try:
-            _greet(_reachable(broker.host), broker.port, timeout_s=2.0)
+            broker.greeted = _greet(_reachable(broker.host), broker.port, timeout_s=2.0)
         except BrokerError as error:
             if time.monotonic() > deadline:
                 last = _last_line(broker.process)
@@ -198,10 +201,11 @@ def _await(broker: Broker) -> None:
             return
 
 
-def _greet(host: str, port: int, timeout_s: float) -> None:
-    """Connect and leave; `BrokerError` if no broker accepts us there."""
-    client_id = f"flexmoe-probe-{os.getpid()}"
-    MqttLink(host, port, client_id, connect_timeout_s=timeout_s).close()
+def _greet(host: str, port: int, timeout_s: float) -> Counted:
+    """Connect and leave; what the broker got and sent. `BrokerError` if none accepts us there."""
+    link = MqttLink(host, port, f"flexmoe-probe-{os.getpid()}", connect_timeout_s=timeout_s)
+    link.close()
+    return Counted(link.sent_bytes, link.received_bytes)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -237,7 +241,8 @@ def _mosquitto_config(host: str, port: int) -> str:
         "set_tcp_nodelay true",
         "sys_interval 1",
         f"max_packet_size {MAX_MESSAGE_BYTES + PACKET_ROOM_BYTES}",
-        # Per client; the default of 1000 messages drops the rest without a word.
+        # Per client; the default of 1000 messages drops the rest without a word. Also retained
+        # chunks pass this queue: of those, a client asks for a window at a time.
         f"max_queued_messages {INBOX_PACKETS}",
         f"max_queued_bytes {4 * INBOX_BYTES}",
         "log_dest stderr",

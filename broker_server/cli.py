@@ -1,4 +1,4 @@
-"""The server's commands: run, server, broker, data, report, programs, assign.
+"""The server's commands: run, server, broker, data, report, bytes, programs, assign, doctor.
 
 `device` and `bench` are passed on.
 """
@@ -156,7 +156,35 @@ def report(
     from broker_server.store import Store
 
     with Store.open(directory) as store:
-        replay(store.records(), store.facts(), directory)
+        replay(store.records(), store.facts(), directory, store.agreement())
+
+
+@app.command("bytes")
+def bytes_(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="One table: round, kind, client or expert."),
+    ] = None,
+    links: Annotated[
+        bool, typer.Option("--links", help="Print where the figures of links are from.")
+    ] = False,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write rows instead, as CSV; - prints them.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write rows instead (needs pyarrow).")
+    ] = None,
+) -> None:
+    """Where a run's bytes went, while it runs too: by round, kind, device and expert."""
+    from broker_server import bytes_command
+
+    if csv is not None:
+        bytes_command.write_csv(directory, csv)
+    if parquet is not None:
+        bytes_command.write_parquet(directory, parquet)
+    if csv is None and parquet is None:
+        bytes_command.show(directory, by, links)
 
 
 @app.command()
@@ -246,6 +274,22 @@ def assign(
         )
     )
     print(assign_command.to_json(report) if as_json else assign_command.to_text(report))
+
+
+@app.command()
+def doctor(
+    broker: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The broker to examine.")
+    ] = "127.0.0.1:1883",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """What an MQTT broker can take, and what to set; ends with 1 if it cannot be used."""
+    from broker_server.doctor import diagnose, to_json, to_text
+    from edge_runtime.address import parse_address
+
+    diagnosis = diagnose(*parse_address(broker))
+    print(to_json(diagnosis) if as_json else to_text(diagnosis))
+    return 0 if diagnosis.usable else 1
 
 
 _PASSED_ON = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import rich.console
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -26,9 +27,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from broker_server.agreement import Agreement
+from broker_server.figures import figure, human_bytes
 from broker_server.record import RoundRecord
 from broker_server.sink import Facts
-from broker_server.tables import figure, human_bytes, render
+from broker_server.tables import render
 
 _PLAIN_WIDTH = 100
 
@@ -135,17 +138,12 @@ class Console:
         last = record.round == self._facts.get("rounds")
         self._describe("closing" if last else f"round {record.round + 1}")
 
-    def finished(self, records: Sequence[RoundRecord], directory: Path) -> None:
+    def finished(
+        self, records: Sequence[RoundRecord], directory: Path, agreement: Agreement
+    ) -> None:
         """The closing tables, and where the run's files are."""
         self.close()
-        if self._live:
-            self._terminal.print(*render(records, self._facts), sep="\n")
-        else:
-            paper = rich.console.Console(file=io.StringIO(), width=_PLAIN_WIDTH)
-            with paper.capture() as capture:
-                paper.print(*render(records, self._facts), sep="\n")
-            for line in capture.get().splitlines():
-                self._line(line.rstrip())
+        print_tables(render(records, self._facts, agreement), self._terminal)
         self._line("")
         self._line(f"Everything is in {directory}")
 
@@ -165,10 +163,23 @@ class Console:
             self._progress.update(self._task, description=text)
 
 
+def print_tables(tables: Sequence[RenderableType], terminal: rich.console.Console) -> None:
+    """Print tables: on a terminal as wide as it is, elsewhere as plain text of 100 columns."""
+    if terminal.is_terminal:
+        terminal.print(*tables, sep="\n")
+        return
+    paper = rich.console.Console(file=io.StringIO(), width=_PLAIN_WIDTH)
+    with paper.capture() as capture:
+        paper.print(*tables, sep="\n")
+    for line in capture.get().splitlines():
+        print(line.rstrip(), file=terminal.file, flush=True)
+
+
 def replay(
     records: Sequence[RoundRecord],
     facts: Facts,
     directory: Path,
+    agreement: Agreement = (),
     terminal: rich.console.Console | None = None,
 ) -> None:
     """Print a finished run as it was printed when it ran."""
@@ -176,7 +187,7 @@ def replay(
         console.started(facts)
         for record in records:
             console.round_finished(record)
-        console.finished(records, directory)
+        console.finished(records, directory, agreement)
 
 
 def _headline(facts: Facts) -> str:

@@ -23,6 +23,7 @@ from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.pace import paces_after
 from broker_server.participation import choose
+from broker_server.publication import Publication
 from broker_server.record import RoundRecord
 from broker_server.recording import make_record
 from broker_server.roster import Roster
@@ -32,9 +33,8 @@ from broker_server.seeds import derive_seed
 from broker_server.spool import Spool
 from broker_server.state import State
 from broker_server.traffic import Traffic
-from broker_server.update import decode_update, update_kinds
+from broker_server.update import decode_update
 from broker_server.work import Answer
-from edge_runtime.codec import Codec
 from edge_runtime.errors import FleetError
 
 
@@ -46,7 +46,7 @@ class Federation:
     roster: Roster
     exchange: Exchange
     spool: Spool
-    codec: Codec
+    publication: Publication
     artifacts: Artifacts
     policy: AssignmentPolicy
     evaluation: GlobalEvaluation
@@ -81,14 +81,14 @@ def run_round(
     """
     attempt = attempt or Attempt(1, time.monotonic())
     number = state.round + 1
-    experiment = federation.experiment
+    experiment, exchange = federation.experiment, federation.exchange
 
     # 1. Join: who is here, in the order of their names.
     present = present_clients(federation)
 
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
     places = (*state.places, *(client for client in present if client not in state.places))
-    past = Past(state.caps, state.paces, federation.exchange.restarted)
+    past = Past(state.caps, state.paces, exchange.restarted)
     demand = Demand.of(state.model, experiment)
     held = capacities_of(
         present, places, past, demand, experiment, federation.roster, federation.artifacts
@@ -109,12 +109,14 @@ def run_round(
         round_problem(state, scores, samples, capacity, places, experiment)
     )
 
-    # 4. Push, 5. train, 6. collect: devices fetch what they lack, and report.
+    # 4. Push, 5. train, 6. collect: devices take what they lack, and report.
     experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
-    kernels = {client: federation.roster[client].kernels for client in clients}
     hellos = {client: federation.roster[client].hello for client in clients}
-    work = federation.artifacts.make_work(state, number, attempt.number, experts, kernels)
-    answers = federation.exchange.run(work, experiment.round.deadline_s, experiment.round.rejoin_s)
+    state = first_published(state, federation)
+    work = federation.artifacts.make_work(
+        state, number, attempt.number, experts, federation.roster, exchange.holdings
+    )
+    answers = exchange.run(work, experiment.round.deadline_s, experiment.round.rejoin_s)
     reports = {c: a.report for c, a in answers.items() if a.report is not None}
     found = found_caps(answers, experts, hellos)
     caps = {**state.caps, **found}
@@ -140,12 +142,11 @@ def run_round(
     # 7. Aggregate: one update at a time, in the order of names.
     aggregator = Aggregator(state.model)
     for client in sorted(reports):
-        assign = work.assigns[client]
-        blobs = {kind: federation.spool.get(client, kind) for kind in update_kinds(assign)}
-        size, report = sizes[client], reports[client]
-        aggregator.add(decode_update(blobs, report, assign, size, state.model, federation.codec))
+        data, assign, size = federation.spool.get(client), work.assigns[client], sizes[client]
+        aggregator.add(decode_update(data, reports[client], assign, size, state.model))
     model = aggregator.result()
     federation.spool.clear()
+    published = federation.publication.publish(model, number, federation.roster.shared_codecs)
 
     # 8. Score and evaluate. Load counts what was trained: a lost update leaves its deficit.
     trained = assignment.X & np.array([[client in reports] for client in clients])
@@ -156,6 +157,7 @@ def run_round(
         scores.after(reports, assignment.X, experiment).into(state),
         round=number,
         model=model,
+        published=published,
         load=load.update(state.load, trained, samples),
         routed=routed,
         credit=credit,
@@ -171,9 +173,11 @@ def run_round(
         assignment,
         answers,
         federation.evaluation.accuracy(state.model),
-        federation.traffic.cut(),
+        federation.traffic.cut(exchange.accounts.take()),
         [*attempt.events, *missing(answers), *held.events, *federation.incidents()],
         time.monotonic() - attempt.began_s,
+        {client: assign.codec for client, assign in work.assigns.items()},
+        {},
     )
     return state, record
 
@@ -211,6 +215,17 @@ def present_clients(federation: Federation) -> list[str]:
             "lower round.quorum or data.devices"
         )
     return clients
+
+
+def first_published(state: State, federation: Federation) -> State:
+    """`state` with its model published: that of a new run now, another as it was before."""
+    publication = federation.publication
+    if state.published is None:
+        model = publication.begin(state.model, federation.roster.shared_codecs)
+        return replace(state, model=model, published=model)
+    if publication.published is not state.published:
+        publication.resume(state.published, state.model)
+    return state
 
 
 def missing(answers: Mapping[str, Answer]) -> list[str]:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker_server.experiment import Experiment
-from edge_runtime.parts import ModelParts, Tensors
+from edge_runtime.codec import parse_coding
+from edge_runtime.parts import GATE, ModelParts, Tensors
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Bytes in one direction: whatever a client holds, and for each expert that it holds."""
+
+    fixed_bytes: int
+    each_bytes: int
+
+    def bytes(self, k: int) -> int:
+        """With `k` experts."""
+        return self.fixed_bytes + k * self.each_bytes
 
 
 @dataclass(frozen=True)
@@ -13,44 +26,51 @@ class Demand:
     """`epochs` over a client's samples, and the way there and back, within `deadline_s` seconds.
 
     A client moves at most `byte_budget` bytes a round, both directions together; 0 is no budget.
-    The bytes are those of the weights as float32. Messages and headers (a few KB a round) are not
-    in them, nor are programs: each travels to a client once, not every round.
+    The bytes are about those that the codecs make of the weights. Messages (a few KB a round) are
+    not in them, nor are programs, and what a client lacks because it missed rounds: each travels to
+    it once, not every round.
     """
 
     epochs: int
     deadline_s: float
     byte_budget: int
-    backbone_bytes: int
-    expert_bytes: int
-    gate_row_bytes: int
-    local_gate: bool
+    down: Moves
+    up: Moves
 
     @classmethod
     def of(cls, model: ModelParts, experiment: Experiment) -> Demand:
         """What the rounds of `experiment` ask, with this `model`."""
+        backbone, gate = model.backbone, {GATE: model.gate}
+        codings = experiment.wire.codings
+        down, up = _Sizes(codings.downlink), _Sizes(codings.uplink)
+        local = experiment.gate.mode == "local"
+        row_bytes = 0 if local else -(-up.of(gate) // len(model.gate))
         return cls(
             epochs=experiment.train.epochs,
             deadline_s=experiment.round.deadline_s,
             byte_budget=experiment.round.byte_budget,
-            backbone_bytes=_size_bytes(model.backbone),
-            expert_bytes=max(_size_bytes(expert) for expert in model.experts),
-            gate_row_bytes=model.gate[0].nbytes,
-            local_gate=experiment.gate.mode == "local",
+            down=Moves(down.of(backbone) + down.of(gate), max(map(down.of, model.experts))),
+            up=Moves(up.of(backbone), max(map(up.of, model.experts)) + row_bytes),
         )
 
     def down_bytes(self, k: int) -> int:
-        """What a client with `k` experts fetches, if it holds nothing of it already."""
-        return self.backbone_bytes + k * (self.expert_bytes + self.gate_row_bytes)
+        """What a client with `k` experts receives, if all parts changed since its last round."""
+        return self.down.bytes(k)
 
     def up_bytes(self, k: int) -> int:
         """What is fetched from it; a local gate never leaves it."""
-        row_bytes = 0 if self.local_gate else self.gate_row_bytes
-        return self.backbone_bytes + k * (self.expert_bytes + row_bytes)
+        return self.up.bytes(k)
 
     def moved_bytes(self, k: int) -> int:
         """Both directions together."""
         return self.down_bytes(k) + self.up_bytes(k)
 
 
-def _size_bytes(tensors: Tensors) -> int:
-    return sum(value.nbytes for value in tensors.values())
+class _Sizes:
+    """How many bytes a codec makes of tensors, about."""
+
+    def __init__(self, spec: str) -> None:
+        self._codec = parse_coding(spec).codec
+
+    def of(self, tensors: Tensors) -> int:
+        return self._codec.size_bytes({name: value.shape for name, value in tensors.items()})

@@ -14,9 +14,11 @@ import contextlib
 import logging
 import signal
 import sys
+from typing import Any
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
+from amqtt.session import Session
 
 from edge_runtime.errors import WireError
 from edge_runtime.messages import MAX_MESSAGE_BYTES
@@ -37,7 +39,17 @@ class _BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt brings
 
 
 class EmbeddedBroker(Broker):  # type: ignore[misc]
-    """amqtt, with bounded messages, and take-over also for clean sessions."""
+    """amqtt, with bounded messages, take-over also for clean sessions, and retained messages.
+
+    What it retains amqtt 0.12 sends to every client that connects, if anyone at all subscribed to
+    it; it keeps a filter that nobody subscribes to any more, and searches all of them for each
+    message; and a client that subscribed is not listened to, its end not noticed, before it has
+    acknowledged all that is retained for it.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._handovers: set[asyncio.Task[Any]] = set()
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -58,6 +70,38 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
             await handler.handle_connection_closed()
             await handler.stop()
         await super()._delete_session(client_id)
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
+        """Begin to send a client what is retained for one of its own subscriptions."""
+        pattern, qos = subscription
+        handler = self._get_handler(session)
+        if handler is None or all(one is not session for one, _ in self._subscriptions[pattern]):
+            return
+        exact = not set("+#") & set(pattern)
+        topics = {pattern} & self._retained_messages.keys() if exact else self._retained_messages
+        for topic in topics:
+            if exact or self._matches(topic, pattern):
+                kept = self._retained_messages[topic]
+                sending = handler.mqtt_publish(topic, kept.data, min(qos, kept.qos or 0), True)
+                task = asyncio.ensure_future(sending)
+                self._handovers.add(task)
+                task.add_done_callback(self._handed_over)
+
+    def _handed_over(self, task: asyncio.Task[Any]) -> None:
+        self._handovers.discard(task)
+        if not task.cancelled():
+            task.exception()  # a client that went away does not answer: nothing to report
+
+    async def _handle_unsubscription(
+        self, session: Session, handler: Any, asked: asyncio.Future[Any]
+    ) -> None:
+        """End subscriptions; filters that nobody uses any more are forgotten."""
+        await super()._handle_unsubscription(session, handler, asked)
+        for topic in asked.result().topics:
+            if not self._subscriptions.get(topic, True):
+                del self._subscriptions[topic]
 
 
 async def main(host: str, port: int) -> None:

@@ -1,8 +1,7 @@
-"""One round's conversation: hand out work, serve chunks, collect answers, until all are in.
+"""One round's conversation: hand out work, publish its frames, collect answers, until all are in.
 
-One thread handles one message at a time. Devices fetch what they lack, the server fetches the
-updates that reports name: from a few devices at a time, each blob checked and put on disk when it
-is whole, so memory is bounded whatever the number of clients.
+One thread handles one message at a time. Frames go out once, for all devices (`Broadcast`); updates
+are fetched from a few devices at a time (`Intake`).
 """
 
 from __future__ import annotations
@@ -11,35 +10,38 @@ import logging
 import time
 from collections.abc import Callable
 
+from broker_server.accounts import Accounts
+from broker_server.broadcast import Broadcast
+from broker_server.holdings import Holdings, frames_of
+from broker_server.intake import Intake
 from broker_server.roster import Roster
 from broker_server.spool import Spool
-from broker_server.update import check_report, decode_update
 from broker_server.work import Answer, Progress, Work
-from edge_runtime.codec import Codec
 from edge_runtime.errors import BrokerError, WireError
-from edge_runtime.mailbox import ServerMailbox, blobs_named_in
+from edge_runtime.mailbox import ServerMailbox
 from edge_runtime.messages import (
+    Account,
     Chunk,
     Failed,
     Fetch,
     Gone,
     Hello,
+    Holding,
     Message,
-    Received,
     Report,
     Rollcall,
     Stop,
     Welcome,
     same_work,
 )
-from edge_runtime.transfer import serve
 
 log = logging.getLogger("flexmoe.server")
 
 POLL_S = 0.25
 ROLLCALL_EVERY_S = 2.0
-MAX_DOWNLOADS = 4
-STALL_S = 10.0
+MAX_PLANS = 4
+ACCOUNTS_S = 2.0
+FLUSH_S = 2.0
 
 
 class Exchange:
@@ -49,22 +51,26 @@ class Exchange:
         self,
         mailbox: ServerMailbox,
         roster: Roster,
+        broadcast: Broadcast,
         session: str,
         spool: Spool,
-        codec: Codec,
+        experts: int,
         watch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`watch` is called often during a round, and raises when it cannot go on."""
+        """`experts` in all; `watch` is called often in a round, and raises when it cannot go on."""
         self._mailbox = mailbox
         self._roster = roster
+        self._broadcast = broadcast
         self._session = session
-        self._spool = spool
-        self._codec = codec
         self._watch = watch
         self._clock = clock
+        self._intake = Intake(mailbox, spool, clock)
         self._connections = mailbox.link.connections
         self._progress: dict[str, Progress] = {}
+        self._stop: Stop | None = None
+        self.holdings = Holdings()
+        self.accounts = Accounts(session, experts)
         # Who has said hello as a new process since it was last given work.
         self.restarted: set[str] = set()
 
@@ -99,48 +105,61 @@ class Exchange:
         The round closes after `deadline_s` seconds, or when whoever is missing has been gone for
         `rejoin_s` seconds.
         """
-        self._spool.clear()
+        end_s = self._clock() + deadline_s
+        self._intake.begin()
         self.restarted -= work.assigns.keys()
+        self._hand_out(work, end_s)
+        while (now_s := self._clock()) < end_s:
+            if not any(p.awaited(now_s, rejoin_s) for p in self._progress.values()):
+                break
+            self._watch()
+            self._mind_own_connection()
+            self._intake.ask(self._progress)
+            self._turn(POLL_S)
+        answers = {c: progress.closed(self._clock()) for c, progress in self._progress.items()}
+        for client in [client for client, answer in answers.items() if answer.status == "gone"]:
+            self._roster.leave(client)
+        self._progress = {}
+        self._intake.end()
+        return answers
+
+    def stop(self, reason: str) -> dict[str, Account]:
+        """Tell every device that the session is over, and take from the broker what is ours there.
+
+        Returns the last accounts that came in time, with what `accounts` has not told of yet.
+        """
+        self._stop = Stop(self._session, reason)
+        self._mailbox.broadcast(self._stop)
+        self.accounts.wait_for(self._roster.present)
+        end_s = self._clock() + ACCOUNTS_S
+        link = self._mailbox.link
+        while self.accounts.awaited and link.connected and self._clock() < end_s:
+            self._hear(min(POLL_S, end_s - self._clock()))
+        self._broadcast.clear()
+        link.flush(FLUSH_S)
+        return self.accounts.take_closed()
+
+    def _hand_out(self, work: Work, end_s: float) -> None:
+        """All frames, then the work that names them: so they are there when it comes."""
         # A device that returns with other data, or is refused, does not change this round's count.
-        self._progress = {
+        progresses = {
             client: Progress(work, assign, self._roster[client].hello.samples)
             for client, assign in work.assigns.items()
         }
-        for client, progress in self._progress.items():
-            self._mailbox.send(client, progress.assign)
-        end_s = self._clock() + deadline_s
-        while self._clock() < end_s and self._anyone_to_wait_for(rejoin_s):
+        self._broadcast.tidy()
+        for assign in work.assigns.values():
+            self._broadcast.offer(frames_of(assign))
+        self._broadcast.pump()
+        while not self._broadcast.idle and self._clock() < end_s:
             self._watch()
-            self._mind_own_connection()
-            self._ask_for_updates()
             self._turn(POLL_S)
-        answers = {c: self._close(c, progress) for c, progress in self._progress.items()}
-        self._progress = {}
-        self._mailbox.forget_blobs()
-        return answers
-
-    def stop(self, reason: str) -> None:
-        """Tell every device that the session is over."""
-        self._mailbox.broadcast(Stop(self._session, reason))
-        self._mailbox.link.flush(2.0)
-
-    def _anyone_to_wait_for(self, rejoin_s: float) -> bool:
-        now_s = self._clock()
-        return any(
-            progress.answer is None
-            and (progress.gone_at_s is None or now_s - progress.gone_at_s < rejoin_s)
-            for progress in self._progress.values()
-        )
-
-    def _close(self, client: str, progress: Progress) -> Answer:
-        if progress.answer is not None:
-            return progress.answer
-        observed = progress.observed(self._clock())
-        if progress.gone_at_s is not None:
-            self._roster.leave(client)
-            return Answer("gone", "disconnected and did not return in time", observed=observed)
-        what = "its update was not complete" if progress.report else "no answer"
-        return Answer("late", f"{what} by the deadline", observed=observed)
+        present = set(self._roster.present)
+        for client, progress in progresses.items():
+            if client in present:
+                self._mailbox.send(client, progress.assign)
+            else:  # it left in the meantime, without having had work
+                progress.go("", self._clock())
+        self._progress = progresses
 
     def _mind_own_connection(self) -> None:
         """After a reconnect of ours: what was said in between is lost, so ask who is there."""
@@ -151,22 +170,6 @@ class Exchange:
             progress.gone_at_s = progress.gone_at_s or self._clock()
         self._mailbox.broadcast(Rollcall(self._session))
 
-    def _ask_for_updates(self) -> None:
-        """Keep the windows of a few open downloads full; one that stalls holds up no other."""
-        active = 0
-        for client, progress in self._progress.items():
-            if progress.download is None or progress.answer is not None:
-                continue
-            if progress.gone_at_s is None:
-                now_s = self._clock()
-                if wants := progress.download.wants(now_s):
-                    self._mailbox.send(client, Fetch(wants))
-                progress.asked_s = progress.asked_s or now_s
-                progress.heard_s = progress.heard_s or now_s
-                active += now_s - progress.heard_s < STALL_S
-            if active == MAX_DOWNLOADS:
-                return
-
     # --- the inbox -----------------------------------------------------------------------------
 
     def _turn(self, timeout_s: float) -> None:
@@ -175,6 +178,10 @@ class Exchange:
                 f"another server uses federation {self._mailbox.federation!r} on this broker: stop "
                 "it, or set broker.federation; or else the broker refuses what we send: see its log"
             )
+        self._broadcast.pump()
+        self._hear(min(timeout_s, self._broadcast.next_s()))
+
+    def _hear(self, timeout_s: float) -> None:
         if received := self._mailbox.receive(max(0.0, timeout_s)):
             client, message = received
             try:
@@ -188,23 +195,29 @@ class Exchange:
             case Hello():
                 self._greet(client, message)
             case Gone(reason):
-                self._roster.leave(client)
-                if (progress := self._progress.get(client)) is not None:
-                    progress.go(reason, self._clock())
-                # The last will of a connection may come after the next one's hello: ask.
-                self._mailbox.send(client, Rollcall(self._session))
+                self._leave(client, reason)
+            case Holding():
+                self._plan_again(client, message)
             case Fetch():
-                self._serve(client, message)
+                progress = self._progress.get(client)
+                if progress is None or progress.answer is not None:
+                    raise WireError("stale", "no work is open for this device")
+                names = {ref.digest for ref in frames_of(progress.assign)}
+                self._broadcast.ask(message, names)
             case Report():
                 self._take_report(client, message)
             case Chunk():
-                self._take_chunk(client, message)
+                self._intake.take_chunk(client, self._progress.get(client), message)
             case Failed():
                 progress = self._current(client, message)
                 if progress.answer is not None:
                     raise WireError("duplicate", f"round {message.round} is closed for this device")
                 needed_bytes = max(0, message.needed_bytes)
                 progress.answer = Answer("failed", message.reason, needed_bytes=needed_bytes)
+            case Account():
+                if client not in self._roster:
+                    raise WireError("unknown-client", "an account of a device that never joined")
+                self.accounts.close(client, message)
             case _:
                 raise WireError("stale", f"{type(message).__name__} outside of a round")
 
@@ -215,30 +228,53 @@ class Exchange:
         answer = self._roster.admit(client, hello)
         if isinstance(answer, Welcome):
             self._mailbox.know(client)
+            self.holdings.say(client, hello.held)
             if anew:
                 self.restarted.add(client)
-        self._mailbox.send(client, answer)
+            if self._stop is not None:
+                self.accounts.wait_for([client])
+        self._mailbox.send(client, self._stop or answer)
         progress = self._progress.get(client)
         if progress is None or progress.answer is not None:
             return
         if isinstance(answer, Welcome):
             # It lost the connection, or died and came back: it may not know of its work.
             progress.come(anew)
+            if anew:
+                self._plan(client, progress)
             self._mailbox.send(client, progress.assign)
         else:
             progress.answer = Answer("rejected", answer.reason)
 
-    def _serve(self, client: str, fetch: Fetch) -> None:
-        """Send chunks of the blobs that this device's own work names, as far as there is room."""
-        progress = self._progress.get(client)
-        if progress is None or progress.answer is not None:
-            raise WireError("stale", "no work is open for this device")
-        names = {ref.digest for ref in blobs_named_in(progress.assign)}
-        blobs = {name: progress.work.blobs.get(name) for name in names}
-        for chunk in serve(fetch, blobs.get, has_room=self._mailbox.link.has_room):
-            self._mailbox.send(client, chunk)
+    def _leave(self, client: str, reason: str) -> None:
+        self._roster.leave(client)
+        self.accounts.give_up(client)
+        if (progress := self._progress.get(client)) is not None:
+            progress.go(reason, self._clock())
+        if self._stop is None:
+            # The last will of a connection may come after the next one's hello: ask.
+            self._mailbox.send(client, Rollcall(self._session))
 
-    def _current(self, client: str, message: Report | Failed) -> Progress:
+    def _plan(self, client: str, progress: Progress) -> None:
+        """Plan a device's work by what it is known to hold now, and publish what it lacks."""
+        progress.assign = progress.work.plan(client)
+        self._broadcast.offer(frames_of(progress.assign))
+        self._broadcast.pump()
+
+    def _plan_again(self, client: str, holding: Holding) -> None:
+        """The device lacks what its work was planned on."""
+        progress = self._current(client, holding)
+        if progress.answer is not None or progress.report is not None:
+            raise WireError("stale", f"round {holding.round} was reported before")
+        self.holdings.say(client, holding.held)
+        if progress.plans == MAX_PLANS:
+            progress.answer = Answer("failed", f"lacks what {MAX_PLANS} plans of its work built on")
+            return
+        progress.plans += 1
+        self._plan(client, progress)
+        self._mailbox.send(client, progress.assign)
+
+    def _current(self, client: str, message: Holding | Report | Failed) -> Progress:
         """The progress that `message` belongs to; `WireError` if its time is over."""
         progress = self._progress.get(client)
         if progress is None:
@@ -249,51 +285,13 @@ class Exchange:
         return progress
 
     def _take_report(self, client: str, report: Report) -> None:
+        try:
+            if client in self._roster:
+                self.accounts.report(client, report)  # in time or not, its bytes were moved
+        except WireError as error:
+            progress = self._current(client, report)
+            progress.answer = progress.answer or Answer("rejected", str(error))
+            raise
         progress = self._current(client, report)
-        if progress.answer is not None:
-            self._mailbox.send(client, Received(report.session, report.round, report.attempt))
-            raise WireError("duplicate", f"round {report.round} is closed for this device")
-        if progress.report == report:
-            raise WireError("duplicate", f"round {report.round} was reported before")
-        try:
-            check_report(report, progress.assign, progress.samples, progress.work.model)
-            progress.begin_download(report)
-        except WireError as error:
-            progress.answer = Answer("rejected", str(error))
-            raise
-        self._mailbox.learn(client, report)
-
-    def _take_chunk(self, client: str, chunk: Chunk) -> None:
-        progress = self._progress.get(client)
-        if progress is None or progress.answer or not (progress.report and progress.download):
-            raise WireError("unexpected-blob", "no transfer from this device is open")
-        report, download = progress.report, progress.download
-        try:
-            ref = download.accept(chunk, self._clock())
-        except WireError as error:
-            if download.failed:
-                progress.answer = Answer("rejected", str(error))
-            raise
-        progress.heard_s = self._clock()
-        if ref is None:
-            return
-        data = download.take(ref.digest)
-        # Two parts with the same bytes (a change of zero) travel once.
-        for twin in report.update:
-            if twin.digest == ref.digest:
-                self._spool.put(client, twin.kind, data)
-        if download.complete:
-            self._finish(client, progress, report)
-
-    def _finish(self, client: str, progress: Progress, report: Report) -> None:
-        """All blobs are on disk: accept the update if it makes sense."""
-        observed, progress.download = progress.observed(self._clock()), None
-        self._mailbox.send(client, Received(report.session, report.round, report.attempt))
-        blobs = {ref.kind: self._spool.get(client, ref.kind) for ref in report.update}
-        size, model = progress.samples, progress.work.model
-        try:
-            decode_update(blobs, report, progress.assign, size, model, self._codec)
-        except WireError as error:
-            progress.answer = Answer("rejected", str(error))
-            raise
-        progress.answer = Answer("ok", report=report, observed=observed)
+        self._intake.take_report(client, progress, report)
+        self.holdings.worked(client, progress.assign, report.dropped)

@@ -24,6 +24,7 @@ from broker_server.field_types import (
     Section,
 )
 from broker_server.train_settings import Train
+from broker_server.wire_settings import Wire
 from device_profiles.partition import parse_scheme
 from edge_runtime.messages import MAX_ITEMS
 from edge_runtime.trainer import misfits
@@ -221,6 +222,7 @@ class Experiment(Section):
     participation: Participation = Participation()
     gate: Gate = Gate()
     round: Round = Round()
+    wire: Wire = Wire()
     broker: Broker = Broker()
 
     @model_validator(mode="before")

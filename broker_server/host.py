@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from broker_server.broker import Broker
 from device_profiles.fleet import Fleet
 
+STOP_S = 5.0
+
 
 @dataclass(frozen=True)
 class Host:
@@ -24,6 +26,11 @@ class Host:
     def check(self) -> None:
         """Raise `BrokerError` if the broker has ended: without it no round can."""
         self.broker.check()
+
+    def wait_for_devices(self) -> None:
+        """Give our own devices, which were told to stop, the time to do so."""
+        if self.fleet is not None:
+            self.fleet.wait(STOP_S)
 
     def incidents(self) -> list[str]:
         """Which devices' processes have ended with an error since the last call, and their last

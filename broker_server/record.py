@@ -11,14 +11,39 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edge_runtime.ledger import LedgerRow
+from edge_runtime.ledger import Direction
 
 Status = Literal["ok", "late", "failed", "gone", "rejected"]
+Side = Literal["server", "device"]
 
 
 def printable(text: str) -> str:
     """`text` on one line, without what a terminal would obey: devices write some of our texts."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+@dataclass(frozen=True, order=True)
+class BytesRow:
+    """What one side's socket moved for one client, in one direction, for one kind of thing.
+
+    `side` is who counted: the server, or the device itself, in the account that came with its
+    report. Directions are the devices': up is what a device sent. At the server, client ``""`` is
+    its own connection and ``*`` is what it published once for everyone. `wire_bytes` are whole MQTT
+    packets, `payload_bytes` what they carry.
+    """
+
+    side: Side
+    client: str
+    direction: Direction
+    kind: str
+    payload_bytes: int
+    wire_bytes: int
+    messages: int
+
+    @property
+    def mqtt_bytes(self) -> int:
+        """What MQTT adds to the payload."""
+        return self.wire_bytes - self.payload_bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,8 @@ class ClientRound:
     left, ``rejected`` that its answer was not usable; `detail` says more. `usage` (samples), `loss`
     (their mean) and `hits` (samples) are empty where no answer counted. `quality` is Q after the
     round's update. `samples` is n_c. `device_accuracy` is that of the device's own model on its own
-    held-out samples. Telemetry names carry their units.
+    held-out samples. Telemetry names carry their units. `codec` is what its update was to be coded
+    with, `budget_bytes` what its link may carry in the round, both ways; 0: as much as it takes.
     """
 
     client: str
@@ -64,6 +90,8 @@ class ClientRound:
     telemetry: dict[str, float]
     status: Status
     detail: str = ""
+    codec: str = ""
+    budget_bytes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", printable(self.detail))
@@ -79,16 +107,18 @@ class RoundRecord:
     """One round of the federation; rounds count from 1.
 
     `loss` is the mean training loss, weighted by samples. `uplink_bytes` and `downlink_bytes` are
-    wire bytes, of all devices. `load_cv` and `usage_cv` are std / mean over the experts of `load`
-    (H, samples assigned and trained since the first round) and of `usage` (samples routed in this
-    round), both [E]; `routed_cv` is that of R, k times the samples routed since the first round.
+    wire bytes of the devices' links, all together (`broker_server.link_bytes`), `egress_bytes` and
+    `ingress_bytes` what the server's own socket sent and received. `load_cv` and `usage_cv` are std
+    / mean over the experts of `load` (H, samples assigned and trained since the first round) and of
+    `usage` (samples routed in this round), both [E]; `routed_cv` is that of R, k times the samples
+    routed since the first round.
     `train_s` is the slowest device's. `participants` had work, `answered` of them counted.
     `objective`, `bound` and `gap` (a fraction) are the assignment's certificate; `violated_samples`
     is by how many samples, over all experts, it misses its load bounds, and no assignment misses
-    them by less than `least_violation`. `bytes` are the ledger's rows for this round;
-    `socket_sent_bytes` and `socket_received_bytes` are what the server's own socket saw. `drops`
-    counts dropped messages by reason. `devices` are those that were there. The store keeps one
-    description of a device, the newest, and gives it back with the round that brought it.
+    them by less than `least_violation`. `bytes` are the rows of both sides, the last round's with
+    what the end of the run moved. `drops` counts dropped messages by reason. `devices` are those
+    that were there. The store keeps one description of a device, the newest, and gives it back with
+    the round that brought it.
     """
 
     round: int
@@ -97,6 +127,8 @@ class RoundRecord:
     loss: float
     uplink_bytes: int
     downlink_bytes: int
+    egress_bytes: int
+    ingress_bytes: int
     load_cv: float
     usage_cv: float
     routed_cv: float
@@ -111,12 +143,10 @@ class RoundRecord:
     violated_samples: int
     least_violation: float
     solver: str
-    socket_sent_bytes: int
-    socket_received_bytes: int
     load: list[int] = field(default_factory=list)
     usage: list[int] = field(default_factory=list)
     clients: list[ClientRound] = field(default_factory=list)
-    bytes: list[LedgerRow] = field(default_factory=list)
+    bytes: list[BytesRow] = field(default_factory=list)
     drops: dict[str, int] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     devices: list[Device] = field(default_factory=list)

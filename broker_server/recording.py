@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from broker_server import load
 from broker_server.assignment import Assignment
 from broker_server.record import ClientRound, Device, RoundRecord
 from broker_server.state import State
-from broker_server.traffic import RoundTraffic
+from broker_server.traffic import RoundTraffic, merged
 from broker_server.work import Answer
 
 
@@ -25,10 +27,13 @@ def make_record(
     traffic: RoundTraffic,
     events: Sequence[str],
     round_s: float,
+    codecs: Mapping[str, str],
+    budgets: Mapping[str, int],
 ) -> RoundRecord:
     """The record of the round that led to `state`; `devices` are those that were there.
 
-    By client that had work: `sizes` (n_c), `experts`, `answers`, of which at least one is good.
+    By client that had work: `sizes` (n_c), `experts`, `answers`, of which at least one is good,
+    `codecs` of the updates, and the `budgets` of links that have one, bytes.
     """
     reports = [answer.report for answer in answers.values() if answer.report is not None]
     usage = np.zeros(len(state.load), np.int64)
@@ -43,6 +48,8 @@ def make_record(
         loss=float(np.average([r.train_loss for r in reports], weights=weights)),
         uplink_bytes=traffic.uplink_bytes,
         downlink_bytes=traffic.downlink_bytes,
+        egress_bytes=traffic.egress_bytes,
+        ingress_bytes=traffic.ingress_bytes,
         load_cv=load.coefficient_of_variation(state.load),
         usage_cv=load.coefficient_of_variation(usage),
         routed_cv=load.coefficient_of_variation(state.routed),
@@ -57,15 +64,33 @@ def make_record(
         violated_samples=round(float(np.abs(assignment.violated).sum())),
         least_violation=assignment.violation_bound,
         solver=assignment.solver,
-        socket_sent_bytes=traffic.socket_sent_bytes,
-        socket_received_bytes=traffic.socket_received_bytes,
         load=state.load.tolist(),
         usage=usage.tolist(),
-        clients=[_client_round(c, n, experts[c], answers[c], state) for c, n in sizes.items()],
+        clients=[
+            replace(
+                _client_round(c, n, experts[c], answers[c], state),
+                codec=codecs.get(c, ""),
+                budget_bytes=budgets.get(c, 0),
+            )
+            for c, n in sizes.items()
+        ],
         bytes=traffic.rows,
         drops=traffic.drops,
         events=list(events),
         devices=list(devices),
+    )
+
+
+def closed_record(record: RoundRecord, closing: RoundTraffic) -> RoundRecord:
+    """The record of the last round, with what the end of the run moved and dropped."""
+    return replace(
+        record,
+        uplink_bytes=record.uplink_bytes + closing.uplink_bytes,
+        downlink_bytes=record.downlink_bytes + closing.downlink_bytes,
+        egress_bytes=record.egress_bytes + closing.egress_bytes,
+        ingress_bytes=record.ingress_bytes + closing.ingress_bytes,
+        bytes=merged([*record.bytes, *closing.rows]),
+        drops=dict(Counter(record.drops) + Counter(closing.drops)),
     )
 
 

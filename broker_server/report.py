@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from broker_server.agreement import Agreement
 from broker_server.record import RoundRecord
 from broker_server.sink import Facts
 from broker_server.totals import devices, final
@@ -21,7 +22,9 @@ FILE_NAME = "report.json"
 _ROUND_KEYS = [f.name for f in fields(RoundRecord) if f.name not in ("clients", "bytes", "devices")]
 
 
-def write_report(directory: Path, records: Sequence[RoundRecord], facts: Facts) -> Path:
+def write_report(
+    directory: Path, records: Sequence[RoundRecord], facts: Facts, agreement: Agreement = ()
+) -> Path:
     """Write `report.json`: the facts, ``final`` and ``rounds``; NaN is null. Returns its path.
 
     The facts ``rounds`` and ``devices`` (how many were asked for) become ``rounds_planned`` and
@@ -34,7 +37,7 @@ def write_report(directory: Path, records: Sequence[RoundRecord], facts: Facts) 
     found = devices(records)
     if found:
         head["devices"] = [asdict(device) for device in found]
-    head["final"] = final(records)
+    head["final"] = final(records, agreement)
     rounds = ",\n  ".join(_json(_round(record)) for record in records)
     text = f'{_json(head, indent=1)[:-2]},\n "rounds": [\n  {rounds}\n ]\n}}\n'
     path = Path(directory) / FILE_NAME

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from broker_server.record import Device
 from edge_runtime.mailbox import MAX_CLIENTS
-from edge_runtime.messages import Hello, Reject, Welcome
+from edge_runtime.messages import CHUNK_BYTES, Hello, Reject, Welcome
 from model_export.models import ModelSpec
 
 MAX_SAMPLES = 1_000_000_000
+LOSSLESS = "raw"
+"""The codec that all know: whole parts can always be sent in it."""
 
 KERNELS = {"native": "native", "executorch": "stock"}
 """Which kernels a trainer's programs call, by the trainer's name."""
@@ -48,9 +50,19 @@ class Member:
 class Roster:
     """All members by name, present or not."""
 
-    def __init__(self, spec: ModelSpec, session: str) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        session: str,
+        uplink: str = "raw",
+        chunk_bytes: int = CHUNK_BYTES,
+        retained: bool = True,
+    ) -> None:
+        """`uplink` names the codec of updates; the rest is what devices are welcomed with."""
         self._spec = spec
         self._session = session
+        self._uplink = uplink
+        self._welcome = Welcome(session, chunk_bytes, retained)
         self._members: dict[str, Member] = {}
         self.rejected: dict[str, str] = {}  # why, by client: for people to read
 
@@ -66,7 +78,7 @@ class Roster:
             return Reject(self._session, reason)
         self.rejected.pop(client, None)
         self._members[client] = Member(client, hello)
-        return Welcome(self._session)
+        return self._welcome
 
     def leave(self, client: str) -> None:
         """A device is gone; what it said is kept for when it returns."""
@@ -85,12 +97,23 @@ class Roster:
         """The names of those who are there, ascending: every order in a round comes from here."""
         return sorted(name for name, member in self._members.items() if member.present)
 
+    @property
+    def shared_codecs(self) -> set[str]:
+        """The codecs and compressors that all know who are there; none if nobody is."""
+        known = [set(self._members[name].hello.codecs) for name in self.present]
+        return set.intersection(*known) if known else set()
+
     def _objection(self, hello: Hello) -> str:
         spec = self._spec
         if hello.trainer not in KERNELS:
             return (
                 f"its trainer is {reprlib.repr(hello.trainer)}, this server has programs for "
                 f"{' and '.join(KERNELS)}; start it with one of these as --trainer"
+            )
+        if unknown := [codec for codec in (LOSSLESS, self._uplink) if codec not in hello.codecs]:
+            return (
+                f"it does not know the codec {unknown[0]!r}; give it the same flexmoe and codecs "
+                "as the server, or choose another wire.uplink"
             )
         if tuple(hello.shape) != spec.shape:
             return (

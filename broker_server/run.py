@@ -15,8 +15,6 @@ from device_profiles import datasets
 from device_profiles.fleet import Fleet
 from device_profiles.shards import make_shards, write_shards
 
-STOP_S = 5.0
-
 
 def run_experiment(
     experiment: Experiment, directory: Path, sinks: Sequence[Sink], resume: bool = False
@@ -42,6 +40,4 @@ def run_experiment(
             experiment.train.threads,
         )
         with fleet:
-            records = serve(experiment, dataset, Host(broker, fleet), store, sinks)
-            fleet.wait(STOP_S)
-    return records
+            return serve(experiment, dataset, Host(broker, fleet), store, sinks)

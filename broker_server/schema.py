@@ -7,40 +7,50 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from broker_server.record import ClientRound, Device, RoundRecord
-from edge_runtime.ledger import LedgerRow
+from broker_server.agreement import Agreement, Comparison
+from broker_server.record import BytesRow, ClientRound, Device, RoundRecord
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _LISTS = ("load", "usage", "clients", "bytes", "drops", "events", "devices")
 _ROUND_COLUMNS = tuple(f.name for f in fields(RoundRecord) if f.name not in _LISTS)
-_BYTES_COLUMNS = ("client", "direction", "kind", "payload_bytes", "wire_bytes", "messages")
+_BYTES_COLUMNS = tuple(f.name for f in fields(BytesRow))
+_CLIENT_COLUMNS = (
+    *("client", "samples", "device_accuracy", "status", "detail"),
+    *("codec", "budget_bytes"),
+)
+_COMPARISON_COLUMNS = tuple(f.name for f in fields(Comparison))
 _DEVICE_COLUMNS = tuple(f.name for f in fields(Device))
+
+BYTES_OF_ROUND = ("uplink_bytes", "downlink_bytes", "egress_bytes", "ingress_bytes")
+"""Columns of table ``rounds`` that the end of a run adds to."""
 
 _OF_ROUND = "round INTEGER NOT NULL REFERENCES rounds(round) ON DELETE CASCADE"
 SCHEMA = f"""
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE rounds (
     round INTEGER PRIMARY KEY, global_accuracy REAL, device_accuracy REAL, loss REAL,
-    uplink_bytes INTEGER, downlink_bytes INTEGER, load_cv REAL, usage_cv REAL,
-    routed_cv REAL, assign_s REAL, train_s REAL, round_s REAL, participants INTEGER,
-    answered INTEGER, objective REAL, bound REAL, gap REAL, violated_samples INTEGER,
-    least_violation REAL, solver TEXT,
-    socket_sent_bytes INTEGER, socket_received_bytes INTEGER);
+    uplink_bytes INTEGER, downlink_bytes INTEGER, egress_bytes INTEGER, ingress_bytes INTEGER,
+    load_cv REAL, usage_cv REAL, routed_cv REAL, assign_s REAL, train_s REAL, round_s REAL,
+    participants INTEGER, answered INTEGER, objective REAL, bound REAL, gap REAL,
+    violated_samples INTEGER, least_violation REAL, solver TEXT);
 CREATE TABLE experts ({_OF_ROUND}, expert INTEGER, load INTEGER, usage INTEGER,
     PRIMARY KEY (round, expert));
 CREATE TABLE clients ({_OF_ROUND}, client TEXT, samples INTEGER, device_accuracy REAL,
-    status TEXT, detail TEXT, PRIMARY KEY (round, client));
+    status TEXT, detail TEXT, codec TEXT, budget_bytes INTEGER, PRIMARY KEY (round, client));
 CREATE TABLE assignments ({_OF_ROUND}, client TEXT, expert INTEGER, usage INTEGER, loss REAL,
     hits INTEGER, quality REAL, PRIMARY KEY (round, client, expert));
 CREATE TABLE telemetry ({_OF_ROUND}, client TEXT, key TEXT, value REAL,
     PRIMARY KEY (round, client, key));
-CREATE TABLE bytes ({_OF_ROUND}, client TEXT, direction TEXT, kind TEXT, payload_bytes INTEGER,
-    wire_bytes INTEGER, messages INTEGER, PRIMARY KEY (round, client, direction, kind));
+CREATE TABLE bytes ({_OF_ROUND}, side TEXT, client TEXT, direction TEXT, kind TEXT,
+    payload_bytes INTEGER, wire_bytes INTEGER, messages INTEGER,
+    PRIMARY KEY (round, side, client, direction, kind));
+CREATE TABLE agreement ({_OF_ROUND}, name TEXT, counted TEXT, expected TEXT, counted_bytes INTEGER,
+    expected_bytes INTEGER, why TEXT, PRIMARY KEY (round, name));
 CREATE TABLE drops ({_OF_ROUND}, reason TEXT, count INTEGER, PRIMARY KEY (round, reason));
 CREATE TABLE events ({_OF_ROUND}, position INTEGER, text TEXT, PRIMARY KEY (round, position));
 CREATE TABLE devices ({_OF_ROUND}, client TEXT PRIMARY KEY ON CONFLICT REPLACE, samples INTEGER,
@@ -60,8 +70,7 @@ def to_rows(record: RoundRecord) -> dict[str, list[list[Any]]]:
             for expert, (load, usage) in enumerate(zip(record.load, record.usage, strict=True))
         ],
         "clients": [
-            [number, c.client, c.samples, c.device_accuracy, c.status, c.detail]
-            for c in record.clients
+            [number, *(getattr(c, name) for name in _CLIENT_COLUMNS)] for c in record.clients
         ],
         "assignments": [
             [number, c.client, expert]
@@ -88,6 +97,16 @@ def to_rows(record: RoundRecord) -> dict[str, list[list[Any]]]:
     return {table: [[_cell(x) for x in cells] for cells in rows[table]] for table in rows}
 
 
+def comparison_rows(number: int, agreement: Agreement) -> list[list[Any]]:
+    """The comparisons after round `number` as rows of table ``agreement``."""
+    return [[number, *(getattr(c, name) for name in _COMPARISON_COLUMNS)] for c in agreement]
+
+
+def to_comparisons(select: Select) -> Agreement:
+    """The comparisons of which `select` gives the rows."""
+    return [Comparison(*cells) for cells in select(", ".join(_COMPARISON_COLUMNS), "agreement")]
+
+
 Select = Callable[..., list[Any]]
 """``select(columns, table, order="rowid")``: one round's rows of a table."""
 
@@ -108,9 +127,9 @@ def from_rows(select: Select) -> RoundRecord:
         usage=[usage for _, usage in experts],
         clients=[
             _client(cells, assigned.get(cells[0], []), telemetry.get(cells[0], {}))
-            for cells in select("client, samples, device_accuracy, status, detail", "clients")
+            for cells in select(", ".join(_CLIENT_COLUMNS), "clients")
         ],
-        bytes=[LedgerRow(*cells) for cells in select(", ".join(_BYTES_COLUMNS), "bytes")],
+        bytes=[BytesRow(*cells) for cells in select(", ".join(_BYTES_COLUMNS), "bytes")],
         drops=dict(select("reason, count", "drops")),
         events=[text for (text,) in select("text", "events", "position")],
         devices=[Device(*cells) for cells in select(", ".join(_DEVICE_COLUMNS), "devices")],
@@ -118,11 +137,11 @@ def from_rows(select: Select) -> RoundRecord:
 
 
 def _client(
-    cells: tuple[str, int, float | None, Any, str],
+    cells: Sequence[Any],
     assigned: list[tuple[int, int | None, float | None, int | None, float | None]],
     telemetry: dict[str, float],
 ) -> ClientRound:
-    client, samples, device_accuracy, status, detail = cells
+    client, samples, device_accuracy, status, detail, codec, budget_bytes = cells
     answered = [row for row in assigned if row[1] is not None]
     return ClientRound(
         client=client,
@@ -136,6 +155,8 @@ def _client(
         telemetry=telemetry,
         status=status,
         detail=detail,
+        codec=codec,
+        budget_bytes=budget_bytes,
     )
 
 

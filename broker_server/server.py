@@ -9,14 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from broker_server.agreement import Agreement
 from broker_server.artifacts import Artifacts
+from broker_server.audit import Audit
+from broker_server.broadcast import Broadcast, sweep
+from broker_server.broker_limits import BrokerLimits, limits_of
 from broker_server.config import load_experiment, to_toml
 from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.host import Host
+from broker_server.publication import Publication
 from broker_server.record import RoundRecord
+from broker_server.recording import closed_record
 from broker_server.report import replace_file, write_report
 from broker_server.roster import Roster
 from broker_server.round_problem import chosen_policy
@@ -26,7 +32,7 @@ from broker_server.state import State
 from broker_server.store import Store
 from broker_server.traffic import Traffic
 from device_profiles.datasets import Dataset
-from edge_runtime.codec import RawCodec
+from edge_runtime.codec import parse_coding
 from edge_runtime.errors import ConfigError, FleetError
 from edge_runtime.ledger import Ledger
 from edge_runtime.mailbox import ServerMailbox
@@ -36,6 +42,8 @@ from model_export.cache import ProgramCache
 from model_export.checkpoint import save_model
 from model_export.models import ModelSpec, make_model
 from model_export.split import to_weights
+
+COMPLETE = "the run is complete"
 
 
 def serve(
@@ -58,32 +66,25 @@ def serve(
     store.describe(to_toml(experiment), facts)
     replace_file(directory / "config.toml", to_toml(experiment))
     client_id = f"flexmoe-{experiment.broker.federation}-server"
+    limits = limits_of(host.broker)
+    if host.broker.process is None:
+        _sweep(host, experiment.broker.federation)
+    audit, resumed = Audit(host.broker), state.round > 0
     link = MqttLink(host.broker.host, host.broker.port, client_id)
     try:
         mailbox = ServerMailbox(link, experiment.broker.federation, Ledger())
-        codec, spool = RawCodec(), Spool(directory / "spool")
-        roster = Roster(spec, state.session)
-        federation = Federation(
-            experiment=experiment,
-            roster=roster,
-            exchange=Exchange(mailbox, roster, state.session, spool, codec, watch=host.check),
-            spool=spool,
-            codec=codec,
-            artifacts=Artifacts(experiment, spec, ProgramCache(), codec),
-            policy=chosen_policy(experiment),
-            evaluation=GlobalEvaluation(
-                spec, dataset.x_test, dataset.y_test, experiment.gate.mode == "local"
-            ),
-            traffic=Traffic(mailbox),
-            incidents=host.incidents,
+        mailbox.chunk_bytes = limits.chunk_bytes
+        federation = _federation(
+            experiment, spec, dataset, host, mailbox, state.session, directory, limits
         )
         records = store.records()
+        before = len(records)
         for sink in sinks:
             sink.started(facts)
         reason = "the server ended the run early"
         try:
             federation.artifacts.prepare()
-            _gather(federation, sinks, host, resumed=state.round > 0)
+            _gather(federation, sinks, host, resumed)
 
             def finished(after: State, record: RoundRecord) -> None:
                 nonlocal state
@@ -94,16 +95,71 @@ def serve(
                     sink.round_finished(record)
 
             run_rounds(state, federation, experiment.rounds, finished)
-            reason = "the run is complete"
+            reason = COMPLETE
         finally:
-            federation.exchange.stop(reason)
-            spool.clear()
+            told = federation.exchange.stop(reason)
+            closing = federation.traffic.close(told)
+            federation.spool.clear()
             if records:
                 save_model(directory / "model", spec, merge(state.model))
-                write_report(directory, records, facts)
+            host.wait_for_devices()
+            agreement: Agreement = ()
+            if len(records) > before:
+                records[-1] = closed_record(records[-1], closing)
+                if reason == COMPLETE:
+                    planned = federation.exchange.holdings.taken_bytes
+                    agreement = audit.close(records[before:], told, planned, resumed)
+                store.write_final(records[-1], agreement)
+            if records:
+                write_report(directory, records, facts, agreement)
         for sink in sinks:
-            sink.finished(records, directory)
+            sink.finished(records, directory, agreement)
         return records
+    finally:
+        link.close()
+
+
+def _federation(
+    experiment: Experiment,
+    spec: ModelSpec,
+    dataset: Dataset,
+    host: Host,
+    mailbox: ServerMailbox,
+    session: str,
+    directory: Path,
+    limits: BrokerLimits,
+) -> Federation:
+    """All that the rounds work with."""
+    wire = experiment.wire
+    uplink = parse_coding(wire.codings.uplink).codec.name
+    roster = Roster(spec, session, uplink, limits.chunk_bytes, limits.retains)
+    publication = Publication(wire.codings, wire.whole_every, experiment.seed)
+    artifacts = Artifacts(experiment, spec, ProgramCache(), publication)
+    broadcast = Broadcast(mailbox, artifacts.find, limits.retains)
+    spool = Spool(directory / "spool")
+    return Federation(
+        experiment=experiment,
+        roster=roster,
+        exchange=Exchange(
+            mailbox, roster, broadcast, session, spool, spec.experts, watch=host.check
+        ),
+        spool=spool,
+        publication=publication,
+        artifacts=artifacts,
+        policy=chosen_policy(experiment),
+        evaluation=GlobalEvaluation(
+            spec, dataset.x_test, dataset.y_test, experiment.gate.mode == "local"
+        ),
+        traffic=Traffic(mailbox),
+        incidents=host.incidents,
+    )
+
+
+def _sweep(host: Host, federation: str) -> None:
+    """Take from a broker that is not ours what a killed server of this federation left there."""
+    link = MqttLink(host.broker.host, host.broker.port, f"flexmoe-{federation}-sweep")
+    try:
+        sweep(link, federation)
     finally:
         link.close()
 

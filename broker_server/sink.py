@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from broker_server.agreement import Agreement
 from broker_server.record import RoundRecord
 
 Facts = Mapping[str, Any]
@@ -32,5 +33,10 @@ class Sink(Protocol):
     def round_finished(self, record: RoundRecord) -> None:
         """A round is over, and stored."""
 
-    def finished(self, records: Sequence[RoundRecord], directory: Path) -> None:
-        """The run is over; `directory` holds what it leaves. Not called if it broke off."""
+    def finished(
+        self, records: Sequence[RoundRecord], directory: Path, agreement: Agreement
+    ) -> None:
+        """The run is over; `directory` holds what it leaves. Not called if it broke off.
+
+        `agreement`: the counts of its bytes, compared; empty if they were not.
+        """

@@ -13,32 +13,31 @@ from edge_runtime.errors import FlexmoeError
 
 
 class Spool:
-    """A folder of blobs by client and kind."""
+    """A folder of updates by client."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def put(self, client: str, kind: str, data: bytes) -> None:
-        """Keep one blob; `FlexmoeError` if the disk refuses it."""
+    def put(self, client: str, data: bytes) -> None:
+        """Keep a client's update; `FlexmoeError` if the disk refuses it."""
         try:
-            path = self._path(client, kind)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._path(client).write_bytes(data)
         except OSError as error:
             raise FlexmoeError(
                 f"cannot keep the updates in {self._directory}: {error.strerror}; "
                 "free some space or choose another --out"
             ) from None
 
-    def get(self, client: str, kind: str) -> bytes:
-        """The blob that `put` kept."""
-        return self._path(client, kind).read_bytes()
+    def get(self, client: str) -> bytes:
+        """The update that `put` kept."""
+        return self._path(client).read_bytes()
 
     def clear(self) -> None:
-        """Forget all blobs."""
+        """Forget all updates."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory)
 
-    def _path(self, client: str, kind: str) -> Path:
+    def _path(self, client: str) -> Path:
         # In hex: a client may be called "..", and some disks take "A" and "a" for one name.
-        return self._directory / client.encode().hex() / kind.replace(":", "-")
+        return self._directory / client.encode().hex()

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from broker_server.capacity import Cap
 from broker_server.pace import Pace
 from edge_runtime.blob import digest
-from edge_runtime.codec import RawCodec
 from edge_runtime.errors import DataError
 from edge_runtime.messages import DIGEST_BYTES
 from edge_runtime.parts import ModelParts, merge, split
+from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class State:
     `places` are all clients in the order in which rounds first saw them, within a round by name: a
     list of capacities in the experiment is dealt out in this order. `caps` are of the clients whose
     memory did not hold what they were given; `paces` are what the rounds showed of each client.
+    `published` is what devices hold of `model`; None before it was first published.
     """
 
     session: str
@@ -44,15 +45,22 @@ class State:
     places: tuple[str, ...] = ()
     caps: Mapping[str, Cap] = field(default_factory=dict)
     paces: Mapping[str, Pace] = field(default_factory=dict)
+    published: ModelParts | None = None
 
     def to_bytes(self) -> bytes:
-        """A checkpoint: the digest of what follows, and a msgpack map."""
+        """A checkpoint: the digest of what follows, and a msgpack map.
+
+        A published model that is as the model is not in it twice.
+        """
+        model = pack_tensors(merge(self.model))
+        published = None if self.published is None else pack_tensors(merge(self.published))
         packed: bytes = msgpack.packb(
             {
                 "version": _VERSION,
                 "session": self.session,
                 "round": self.round,
-                "model": RawCodec().encode(dict(merge(self.model))),
+                "model": model,
+                "published": b"" if published == model else published,
                 "quality": {client: row.tolist() for client, row in self.quality.items()},
                 "trials": {client: row.tolist() for client, row in self.trials.items()},
                 "load": self.load.tolist(),
@@ -78,10 +86,13 @@ class State:
                 f"the checkpoint has version {raw['version']}, this release reads {_VERSION}; "
                 "go on with the release that wrote it"
             )
+        model, published = split(unpack_tensors(raw["model"])), None
+        if raw["published"] is not None:
+            published = split(unpack_tensors(raw["published"])) if raw["published"] else model
         return cls(
             session=raw["session"],
             round=raw["round"],
-            model=split(RawCodec().decode(raw["model"])),
+            model=model,
             quality={client: np.array(row) for client, row in raw["quality"].items()},
             trials={c: np.array(row, dtype=np.int64) for c, row in raw["trials"].items()},
             load=np.array(raw["load"], dtype=np.int64),
@@ -91,4 +102,5 @@ class State:
             places=tuple(raw["places"]),
             caps={client: Cap(*cap) for client, cap in raw["caps"].items()},
             paces={client: Pace.from_plain(pace) for client, pace in raw["paces"].items()},
+            published=published,
         )

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from broker_server.agreement import Agreement
 from broker_server.record import RoundRecord
-from broker_server.schema import SCHEMA, SCHEMA_VERSION, from_rows, to_rows
+from broker_server.schema import (
+    BYTES_OF_ROUND,
+    SCHEMA,
+    SCHEMA_VERSION,
+    comparison_rows,
+    from_rows,
+    to_comparisons,
+    to_rows,
+)
 from edge_runtime.errors import ConfigError, DataError
 
 FILE_NAME = "run.sqlite"
@@ -158,12 +167,29 @@ class Store:
         with self._transaction() as database:
             database.execute("DELETE FROM rounds WHERE round >= ?", (record.round,))
             for table, cells in rows.items():
-                if cells:
-                    marks = ", ".join("?" * len(cells[0]))
-                    database.executemany(f"INSERT INTO {table} VALUES ({marks})", cells)
+                _insert(database, table, cells)
             if checkpoint is not None:
                 database.execute("DELETE FROM checkpoint")
                 database.execute("INSERT INTO checkpoint VALUES (?, ?)", (record.round, checkpoint))
+
+    def write_final(self, record: RoundRecord, agreement: Agreement) -> None:
+        """Store what the end of the run adds to the last round's bytes, and how counts agree."""
+        rows, number = to_rows(record), record.round
+        sets = ", ".join(f"{name} = ?" for name in BYTES_OF_ROUND)
+        with self._transaction() as database:
+            figures = [getattr(record, name) for name in BYTES_OF_ROUND]
+            database.execute(f"UPDATE rounds SET {sets} WHERE round = ?", (*figures, number))
+            for table in ("bytes", "drops"):
+                database.execute(f"DELETE FROM {table} WHERE round = ?", (number,))
+                _insert(database, table, rows[table])
+            database.execute("DELETE FROM agreement")
+            _insert(database, "agreement", comparison_rows(number, agreement))
+
+    def agreement(self) -> Agreement:
+        """How the counts of bytes agreed when the run ended; empty while it goes on."""
+        with self._transaction() as database:
+            (last,) = database.execute("SELECT max(round) FROM rounds").fetchone()
+            return to_comparisons(partial(self._select, last))
 
     def load_checkpoint(self) -> tuple[int, bytes] | None:
         """The newest checkpoint and the round that it was taken after."""
@@ -192,6 +218,12 @@ class Store:
             finally:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
+
+
+def _insert(database: sqlite3.Connection, table: str, rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        marks = ", ".join("?" * len(rows[0]))
+        database.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
 
 
 @contextmanager

@@ -1,17 +1,20 @@
-"""What a run's rounds add up to: sums of bytes, who was left out, what was dropped."""
+"""What a run's rounds add up to: accuracies, bytes, memory, who was left out, what was dropped."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from broker_server.agreement import Agreement
+from broker_server.link_bytes import all_link_rows, grouped, server_rows, sums
+from broker_server.link_costs import budgeted, costs, typical_rounds
 from broker_server.record import Device, RoundRecord
-from edge_runtime.ledger import LedgerRow
 
 
-def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
+def final(records: Sequence[RoundRecord], agreement: Agreement = ()) -> dict[str, Any]:
     """The last round's accuracies and balance, and sums over all rounds.
 
     Of the devices' peaks of resident memory, ``device_peak_rss_mib`` is the largest,
@@ -21,7 +24,6 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
     if not records:
         return {"rounds": 0}
     last = records[-1]
-    rows = [row for record in records for row in record.bytes]
     peaks, cpu = _peaks(records), _telemetry(records, "cpu_s")
     return {
         "rounds": len(records),
@@ -36,8 +38,8 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
         "routed_cv": last.routed_cv,
         "uplink_bytes": sum(r.uplink_bytes for r in records),
         "downlink_bytes": sum(r.downlink_bytes for r in records),
-        "socket_sent_bytes": sum(r.socket_sent_bytes for r in records),
-        "socket_received_bytes": sum(r.socket_received_bytes for r in records),
+        "egress_bytes": sum(r.egress_bytes for r in records),
+        "ingress_bytes": sum(r.ingress_bytes for r in records),
         "rounds_s": sum(r.round_s for r in records),
         "violated_samples": sum(r.violated_samples for r in records),
         "device_peak_rss_mib": max(peaks.values(), default=None),
@@ -50,8 +52,47 @@ def final(records: Sequence[RoundRecord]) -> dict[str, Any]:
             client: {status: len(rounds) for status, (rounds, _) in by_status.items()}
             for client, by_status in left_out(records).items()
         },
+        **_bytes(records),
+        "budgets": {client: asdict(budget) for client, budget in budgeted(records).items()},
+        "links": _links(records),
+        "agreement": [
+            {
+                **asdict(comparison),
+                "difference_bytes": comparison.difference_bytes,
+                "difference": comparison.difference,
+                "agrees": comparison.agrees,
+            }
+            for comparison in agreement
+        ],
+    }
+
+
+def _bytes(records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """By client and kind what the devices' links carried; by kind what the server sent."""
+    rows, server = all_link_rows(records), server_rows(records)
+    sent = [row for row in server if row.direction == "down"]
+    return {
         "bytes_by_client": {client: sums(mine) for client, mine in grouped(rows, "client").items()},
         "bytes_by_kind": {kind: sums(mine) for kind, mine in grouped(rows, "kind").items()},
+        "egress_bytes_by_kind": {
+            kind: sum(row.wire_bytes for row in mine)
+            for kind, mine in grouped(sent, "kind").items()
+        },
+    }
+
+
+def _links(records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """A device's mean round, and what it costs on each class of link: mean and worst device."""
+    typical = typical_rounds(records)
+    if typical is None:
+        return {}
+    return {
+        "mean_round": asdict(typical.mean),
+        "worst_round": {"client": typical.worst_client, **asdict(typical.worst)},
+        "costs": {
+            link.name: {"mean": asdict(mean), "worst": asdict(worst)}
+            for link, mean, worst in costs(typical)
+        },
     }
 
 
@@ -91,24 +132,6 @@ def devices(records: Sequence[RoundRecord]) -> list[Device]:
     """The devices by name, each as it last described itself."""
     newest = {device.client: device for record in records for device in record.devices}
     return [newest[client] for client in sorted(newest)]
-
-
-def grouped(rows: Iterable[LedgerRow], attribute: str) -> dict[str, list[LedgerRow]]:
-    """The rows by their `client` or `kind`, in its order."""
-    groups: dict[str, list[LedgerRow]] = defaultdict(list)
-    for row in rows:
-        groups[getattr(row, attribute)].append(row)
-    return dict(sorted(groups.items()))
-
-
-def sums(rows: Sequence[LedgerRow]) -> dict[str, int]:
-    """Wire bytes up and down, payload bytes and messages of both ways."""
-    return {
-        "uplink_bytes": sum(row.wire_bytes for row in rows if row.direction == "up"),
-        "downlink_bytes": sum(row.wire_bytes for row in rows if row.direction == "down"),
-        "payload_bytes": sum(row.payload_bytes for row in rows),
-        "messages": sum(row.messages for row in rows),
-    }
 
 
 def drops(records: Sequence[RoundRecord]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from broker_server.record import Status
@@ -13,13 +13,14 @@ from edge_runtime.transfer import Download
 
 @dataclass(frozen=True)
 class Work:
-    """What a round asks of its devices: each one's assignment, and the blobs that they may fetch.
+    """What a round asks of its devices.
 
-    `model` is what the updates are changes to.
+    `assigns` are planned from what each device is known to hold; `plan` does so again for one, from
+    what is known then. `model` is what the updates' changes are added to.
     """
 
     assigns: Mapping[str, Assign]
-    blobs: Mapping[bytes, bytes]
+    plan: Callable[[str], Assign]
     model: ModelParts
 
 
@@ -78,6 +79,7 @@ class Progress:
     said_goodbye: bool = False  # when it went the last time
     lost: bool = False  # its last will came
     reborn: bool = False  # it came as another process
+    plans: int = 1
     answer: Answer | None = None
 
     def go(self, reason: str, now_s: float) -> None:
@@ -90,11 +92,26 @@ class Progress:
         self.gone_at_s, self.said_goodbye = None, False
         self.reborn |= anew
 
-    def begin_download(self, report: Report) -> None:
-        """The device reported; `WireError` if its update makes no sense."""
-        self.download = Download(report.update)
-        self.report, self.update_bytes = report, self.download.missing_bytes
+    def begin_download(self, report: Report, chunk_bytes: int) -> None:
+        """The device reported: its update is to be fetched."""
+        self.download = Download([report.update], chunk_bytes)
+        self.report, self.update_bytes = report, report.update.size_bytes
         self.asked_s = self.heard_s = None
+
+    def awaited(self, now_s: float, rejoin_s: float) -> bool:
+        """Whether it may still answer; one that is gone has `rejoin_s` to come back."""
+        gone = self.gone_at_s is not None and now_s - self.gone_at_s >= rejoin_s
+        return self.answer is None and not gone
+
+    def closed(self, now_s: float) -> Answer:
+        """What came of the work; there is no more time for an answer."""
+        if self.answer is not None:
+            return self.answer
+        observed = self.observed(now_s)
+        if self.gone_at_s is not None:
+            return Answer("gone", "disconnected and did not return in time", observed=observed)
+        what = "its update was not complete" if self.report else "no answer"
+        return Answer("late", f"{what} by the deadline", observed=observed)
 
     def observed(self, now_s: float) -> Observed:
         """What was seen of the device until now; its download is open, or was never begun."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from device_profiles.process import ChildProcess, stop_all
 from edge_runtime.errors import FleetError
@@ -28,8 +29,12 @@ class Fleet:
         log_directory: Path,
         state_directory: Path,
         threads: int = 0,
+        links: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Start a device for each of `shards`; `threads` for each, 0: as it chooses."""
+        """Start a device for each of `shards`; `threads` for each, 0: as it chooses.
+
+        `links`: the class of a device's link, by the device's name.
+        """
         self._ended: set[str] = set()
         self._devices: dict[str, ChildProcess] = {}
         # Devices share this machine's cores: numpy's and torch's own threads would fight for them.
@@ -41,6 +46,7 @@ class Fleet:
                 command += ["--federation", federation, "--trainer", trainer]
                 command += ["--state", str(state_directory)]
                 command += ["--threads", str(threads)] if threads else []
+                command += ["--link", links[name]] if name in links else []
                 log = log_directory / f"{name}.log"
                 self._devices[name] = ChildProcess.start(command, name, log, environment)
         except BaseException:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_runtime.blob import BlobShelf
-from edge_runtime.codec import Codec
-from edge_runtime.errors import FlexmoeError, ProgramError, WireError
+from edge_runtime.blob import make_ref
+from edge_runtime.contents import Contents
+from edge_runtime.errors import FlexmoeError, WireError
 from edge_runtime.greeting import Greeting, Refused
 from edge_runtime.local_gate import LocalGate
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import (
+    Account,
     Assign,
     Chunk,
     Failed,
@@ -32,16 +33,19 @@ from edge_runtime.messages import (
     Welcome,
     same_work,
 )
+from edge_runtime.residual import Residuals
 from edge_runtime.shard import Shard
+from edge_runtime.supply import Supply
 from edge_runtime.telemetry import Telemetry
-from edge_runtime.trainer import Trainer, in_mib
-from edge_runtime.transfer import Download, serve
-from edge_runtime.work import TooLarge, check_work, references
+from edge_runtime.trainer import Trainer
+from edge_runtime.transfer import serve
+from edge_runtime.work import TooLarge, check_work, contents_of, same_task
 from edge_runtime.workbench import Workbench
 
 log = logging.getLogger("flexmoe.device")
 
 POLL_S = 0.5
+LONG_WAIT_S = 60.0  # for a first session: what moved meanwhile is none of its bytes
 
 
 class Stopped(Exception):
@@ -58,7 +62,7 @@ class _Finished:
 
     assign: Assign
     report: Report
-    blobs: dict[bytes, bytes]
+    update: bytes
     at_s: float
 
 
@@ -67,6 +71,7 @@ class _Session:
     """What a device remembers of one session: nothing of it survives into the next."""
 
     name: str = ""
+    welcome: Welcome | None = None
     next_work: Assign | None = None
     doing: Assign | None = None
     finished: _Finished | None = None
@@ -81,26 +86,28 @@ class Agent:
         mailbox: DeviceMailbox,
         shard: Shard,
         trainer: Trainer,
-        codec: Codec,
-        shelf: BlobShelf,
+        contents: Contents,
         local_gate: LocalGate | None = None,
+        residuals: Residuals | None = None,
+        link_class: str = "",
         memory_limit_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`memory_limit_bytes`: what training may use; None: what is free when it begins."""
-        local_gate = local_gate or LocalGate()
+        """`link_class`: of its link, by name, or empty. `memory_limit_bytes`: what training may
+        use; None: what is free when it begins."""
         self._mailbox = mailbox
-        self._shelf = shelf
-        self._local_gate = local_gate
-        self._workbench = Workbench(
-            trainer, shard, codec, shelf, local_gate, memory_limit_bytes, clock
+        self._contents = contents
+        self._local_gate = local_gate or LocalGate()
+        self._residuals = residuals or Residuals()
+        own = self._local_gate, self._residuals
+        self._workbench = Workbench(trainer, shard, contents, *own, memory_limit_bytes, clock)
+        self._greeting = Greeting(
+            mailbox, shard, trainer.name, contents, link_class, memory_limit_bytes, clock
         )
-        self._greeting = Greeting(mailbox, shard, trainer.name, memory_limit_bytes, clock)
-        self._clock = clock
+        self._clock, self._began_s = clock, clock()
         self._telemetry = Telemetry()
         self._session = _Session()
-        self._download: Download | None = None
-        self._socket_bytes = (0, 0)  # sent and received, at the last report
+        self._supply: Supply | None = None
 
     def live(self) -> str:
         """Serve until the server says stop. `Refused` if this device cannot take part."""
@@ -108,6 +115,7 @@ class Agent:
             while True:
                 self._do(self._next_work())
         except Stopped as stopped:
+            self._mailbox.send(Account(self._session.name, self._mailbox.account()))
             return str(stopped)
 
     def leave(self, reason: str) -> None:
@@ -124,7 +132,7 @@ class Agent:
 
     def _do(self, work: Assign) -> None:
         done = self._session.finished
-        if done is not None and done.assign == work:
+        if done is not None and same_task(done.assign, work):
             self._mailbox.send(done.report)  # the server asks again for what it lost
             return
         session = self._session
@@ -146,19 +154,26 @@ class Agent:
 
     def _work(self, work: Assign) -> _Finished:
         """Fetch, train, evaluate; the report and the update that it names."""
+        welcome = self._session.welcome
+        assert welcome is not None  # without one no work is taken
         check_work(work)
         self._telemetry.begin()
-        with self._shelf.hold(ref.digest for ref in references(work)):
-            began_s = self._clock()
-            fetch_bytes = self._fetch(work)
+        began_s = self._clock()
+        supply = Supply(work, welcome, self._contents, self._mailbox, self._clock)
+        try:
+            self._supply = supply
+            self._get(supply, work)
             fetch_s = self._clock() - began_s
             before = self._workbench.prepare(work)
-            # Of earlier rounds keep as much again: an expert may come back as it was.
-            self._shelf.trim(2 * sum(ref.size_bytes for ref in references(work)))
+        finally:
+            self._supply = None
+            supply.close()
         outcome = self._workbench.train(work, before, lambda: self._out_of_date(work))
         if outcome is None:
             raise Superseded
-        result, tested = outcome.result, outcome.tested
+        result, tested, update = outcome.result, outcome.tested, outcome.update
+        ref = make_ref(update.data)
+        self._mailbox.learn(ref, update.sections)
         report = Report(
             session=work.session,
             round=work.round,
@@ -173,57 +188,27 @@ class Agent:
             telemetry={
                 **self._telemetry.read(),
                 "fetch_s": fetch_s,
-                "fetch_bytes": float(fetch_bytes),
+                "fetch_bytes": float(supply.fetched_bytes),
                 "train_s": outcome.train_s,
                 "train_steps": float(result.steps),
                 "previous_upload_s": self._session.upload_s,
-                **self._bytes_moved(),
             },
-            update=[ref for ref, _ in outcome.update],
+            update=ref,
+            sections=[size_bytes for _, size_bytes in update.sections],
+            account=self._mailbox.account(),
+            dropped=self._contents.tell_dropped(part.digest for _, part in contents_of(work)),
         )
         log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
-        blobs = {ref.digest: data for ref, data in outcome.update}
-        return _Finished(work, report, blobs, self._clock())
+        return _Finished(work, report, update.data, self._clock())
 
-    def _bytes_moved(self) -> dict[str, float]:
-        """What the socket moved: since the device started, and since the last report."""
-        link, before = self._mailbox.link, self._socket_bytes
-        sent, received = self._socket_bytes = (link.sent_bytes, link.received_bytes)
-        return {
-            "socket_sent_bytes": float(sent),
-            "socket_received_bytes": float(received),
-            "uplink_bytes": float(sent - before[0]),
-            "downlink_bytes": float(received - before[1]),
-        }
-
-    def _fetch(self, work: Assign) -> int:
-        """Ask for what is not on the shelf, a window of chunks at a time, until all is there.
-
-        Returns how many bytes of blobs that was.
-        """
-        sizes = {ref.digest: ref.size_bytes for ref in references(work)}
-        if sum(sizes.values()) > self._shelf.capacity_bytes:
-            raise ProgramError(
-                f"the round's blobs have {in_mib(sum(sizes.values()))}, the shelf holds "
-                f"{in_mib(self._shelf.capacity_bytes)}; enlarge it (--shelf-mib) or assign fewer "
-                "experts"
-            )
-        missing = [ref for ref in references(work) if ref.digest not in self._shelf]
-        download = self._download = Download(missing)
-        fetch_bytes = download.missing_bytes
-        try:
-            while not download.complete:
-                wants = download.wants(self._clock())
-                if wants:
-                    self._mailbox.send(Fetch(wants))
-                self._turn(min(POLL_S, download.next_retry_s(self._clock())))
-                if download.failed:
-                    raise WireError("bad-digest", f"{download.failed.kind} arrives damaged")
-                if self._superseded(work):
-                    raise Superseded
-        finally:
-            self._download = None
-        return fetch_bytes
+    def _get(self, supply: Supply, work: Assign) -> None:
+        """Ask for what is not here, a window of chunks at a time, until all is."""
+        supply.ask()
+        while not supply.complete:
+            self._turn(min(POLL_S, supply.next_ask_s()))
+            if self._superseded(work):
+                raise Superseded
+            supply.ask()
 
     # --- the inbox -----------------------------------------------------------------------------
 
@@ -258,32 +243,46 @@ class Agent:
                 self._greeting.repeat()
             case Welcome(session) if self._answers(session):
                 self._enter(session)
+                self._session.welcome = message
+                self._mailbox.chunk_bytes = message.chunk_bytes
                 self._greeting.answered()
             case Reject(session, reason) if self._answers(session):
                 raise Refused(f"the server rejected this device: {reason}")
             case Stop(session, reason) if session == self._session.name:
                 raise Stopped(reason)
             case Assign(session=session) if session == self._session.name:
-                # The server repeats the work when it hears a hello; it goes on as it is.
-                if message != self._session.doing:
-                    self._session.next_work = message
+                self._take_work(message)
             case Fetch():
                 finished = self._session.finished
                 if finished is not None:
-                    has_room = self._mailbox.link.has_room
-                    for chunk in serve(message, finished.blobs.get, has_room=has_room):
-                        self._mailbox.send(chunk)
-            case Chunk() if self._download is not None:
-                ref = self._download.accept(message, self._clock())
-                if ref is not None:
-                    self._shelf.put(self._download.take(ref.digest))
+                    self._serve(message, finished)
+            case Chunk() if self._supply is not None:
+                self._supply.accept(message)
             case Received():
                 finished = self._session.finished
                 if finished is not None and same_work(message, finished.assign):
                     self._session.upload_s = self._clock() - finished.at_s
                     self._session.finished = None
+                    self._residuals.received()
             case _:
                 raise WireError("stale", type(message).__name__)
+
+    def _take_work(self, work: Assign) -> None:
+        """The server repeats the work when it hears a hello: what is under way goes on."""
+        session = self._session
+        if session.welcome is None:
+            raise WireError("stale", "work for a device that was not welcomed")
+        if session.doing is None or not same_task(work, session.doing):
+            session.next_work = work
+        elif self._supply is not None:
+            self._supply.replan(work, session.welcome)
+
+    def _serve(self, fetch: Fetch, finished: _Finished) -> None:
+        """Send chunks of the update."""
+        update = {finished.report.update.digest: finished.update}
+        chunk_bytes, has_room = self._mailbox.chunk_bytes, self._mailbox.link.has_room
+        for part in serve(fetch, update.get, chunk_bytes, has_room=has_room):
+            self._mailbox.send(part)
 
     def _answers(self, session: str) -> bool:
         """Whether this may be the answer to a hello: from another session only if one is due."""
@@ -291,5 +290,8 @@ class Agent:
 
     def _enter(self, session: str) -> None:
         if session != self._session.name:
+            if self._session.name or self._clock() - self._began_s > LONG_WAIT_S:
+                self._mailbox.account()  # of another session, or of none: not this one's
             self._session = _Session(session)
             self._local_gate.enter(session)
+            self._residuals.enter(session)

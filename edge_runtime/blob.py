@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from edge_runtime.errors import ConfigError, FlexmoeError, WireError
-from edge_runtime.messages import CHUNK_BYTES, DIGEST_BYTES, BlobRef, Chunk
+from edge_runtime.messages import DIGEST_BYTES, BlobRef, Chunk
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:
@@ -16,9 +16,9 @@ def digest(data: bytes | bytearray | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def make_ref(kind: str, data: bytes) -> BlobRef:
+def make_ref(data: bytes) -> BlobRef:
     """The reference that a message carries for `data`; `WireError` if it is empty or too long."""
-    return BlobRef(kind, digest(data), len(data))
+    return BlobRef(digest(data), len(data))
 
 
 def kind_of_expert(expert: int) -> str:
@@ -26,13 +26,13 @@ def kind_of_expert(expert: int) -> str:
     return f"expert:{expert}"
 
 
-def chunk(name: bytes, data: bytes, index: int) -> Chunk:
+def chunk(name: bytes, data: bytes, index: int, chunk_bytes: int) -> Chunk:
     """Chunk `index` of the blob `data`, whose digest is `name`; `WireError` if it has none such."""
-    count = -(-len(data) // CHUNK_BYTES)
+    count = -(-len(data) // chunk_bytes)
     if not 0 <= index < count:
         raise WireError("bad-want", f"chunk {index} of a blob of {count} chunks")
-    start = index * CHUNK_BYTES
-    return Chunk(name, index, count, len(data), data[start : start + CHUNK_BYTES])
+    start = index * chunk_bytes
+    return Chunk(name, index, data[start : start + chunk_bytes])
 
 
 class BlobShelf:
@@ -80,6 +80,16 @@ class BlobShelf:
         if name in self._blobs:
             self._blobs.move_to_end(name)
         return self._blobs.get(name)
+
+    def drop(self, name: bytes) -> None:
+        """Let a blob go, if it is there, pinned or not."""
+        if name in self._blobs:
+            self._used_bytes -= len(self._blobs.pop(name))
+
+    @property
+    def names(self) -> list[bytes]:
+        """The digests of all blobs, the least recently used first."""
+        return list(self._blobs)
 
     def pin(self, names: Iterable[bytes]) -> None:
         """Never evict these blobs, present or still to come, until `unpin` was called as often."""

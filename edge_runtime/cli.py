@@ -131,10 +131,33 @@ def device_parser() -> argparse.ArgumentParser:
         help="memory that training may use, MiB [default: what is free]",
     )
     parser.add_argument(
-        "--shelf-mib", type=_count, default=64, metavar="N", help="memory for received blobs, MiB"
+        "--shelf-mib",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="memory for the parts and programs that it holds, MiB; what codecs lost of its "
+        "updates takes up to a quarter of that besides [default: 64]",
+    )
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="keep programs here, so that each travels once [default: devices/FEDERATION/NAME in "
+        "$FLEXMOE_CACHE, else in flexmoe in the user's cache folder]",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="keep no programs on disk")
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        type=Path,
+        help="keep a local gate and what codecs lost here, to survive a restart",
     )
     parser.add_argument(
-        "--state", metavar="DIR", type=Path, help="keep a local gate here, to survive a restart"
+        "--link",
+        default="",
+        metavar="CLASS",
+        help="the class of its link, for the server's budgets",
     )
     parser.add_argument("--verbose", action="store_true", help="log what happens on the way")
     return parser
@@ -173,23 +196,28 @@ def run_device(arguments: Sequence[str]) -> int:
     from edge_runtime.address import parse_address
     from edge_runtime.agent import Agent
     from edge_runtime.blob import BlobShelf
-    from edge_runtime.codec import RawCodec
+    from edge_runtime.contents import Contents
     from edge_runtime.ledger import Ledger
     from edge_runtime.local_gate import LocalGate
-    from edge_runtime.mailbox import DeviceMailbox, up_topic, valid_name
+    from edge_runtime.mailbox import DeviceMailbox
     from edge_runtime.messages import LAST_WILL, Gone, pack
     from edge_runtime.mqtt import MqttLink
+    from edge_runtime.program_cache import ProgramCache, default_folder
+    from edge_runtime.residual import Residuals
     from edge_runtime.shard import Shard
+    from edge_runtime.topics import bad_name, up_topic, valid_name
     from edge_runtime.trainers import make_trainer
 
     host, port = parse_address(options.broker)
-    for name in (options.id, options.federation):
+    names = {"device": options.id, "federation": options.federation, "link": options.link or "-"}
+    for what, name in names.items():
         if not valid_name(name):
-            raise ConfigError(
-                f"the name {name!r}: expected 1 to 64 letters, digits, '_', '.' or '-'"
-            )
-    shelf = BlobShelf(options.shelf_mib * 1024 * 1024)
+            raise ConfigError(bad_name(what, name))
     shard = Shard.load(options.data)
+    folder = options.cache or default_folder(options.federation, options.id)
+    programs = None if options.no_cache else ProgramCache(folder)
+    shelf_bytes = options.shelf_mib * 1024 * 1024
+    contents = Contents(BlobShelf(shelf_bytes), programs)
     trainer = make_trainer(options.trainer, options.threads)
     memory = options.memory_mib * 1024 * 1024 if options.memory_mib else None
     link = MqttLink(
@@ -200,8 +228,9 @@ def run_device(arguments: Sequence[str]) -> int:
     )
     try:
         mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())
-        gate = LocalGate(options.state / f"{options.id}.gate" if options.state else None)
-        agent = Agent(mailbox, shard, trainer, RawCodec(), shelf, gate, memory)
+        gate = LocalGate(_own_file(options, "gate"))
+        residuals = Residuals(_own_file(options, "residual"), shelf_bytes // 4)
+        agent = Agent(mailbox, shard, trainer, contents, gate, residuals, options.link, memory)
         try:
             reason = agent.live()
         except KeyboardInterrupt:
@@ -211,6 +240,10 @@ def run_device(arguments: Sequence[str]) -> int:
         link.close()
     print(f"{options.id}: {reason}")
     return 0
+
+
+def _own_file(options: argparse.Namespace, what: str) -> Path | None:
+    return options.state / f"{options.id}.{what}" if options.state else None
 
 
 def bench_parser() -> argparse.ArgumentParser:

@@ -1,178 +1,219 @@
-"""Tensors to bytes and back.
+"""Codecs by name, presets, and coded blobs: what weights and their changes travel as.
 
-A raw blob is::
+A codec's spec is its name, what it takes in brackets, and ``+zip`` if its body is to be compressed
+too: ``raw``, ``int8+zip``, ``topk(0.05)``. On the wire ``+zip`` says which: ``+zstd`` or ``+zlib``.
 
-    4 bytes   magic ``FXT1`` (the 1 is the version)
-    4 bytes   length of the header, unsigned, little-endian
-    header    msgpack: [[name, dtype code, [dimension, ...]], ...], names ascending
-    data      per tensor: zero bytes up to a multiple of 16, then its elements, little-endian,
-              in C order
+A coded blob is::
 
-Given tensors have one encoding, and `RawCodec.decode` takes no other: equal tensors give equal
-bytes, so equal digests. Values are not looked at here: a NaN passes.
+    1 byte    bits 7-4 the version of this format (1); bit 2 set: described; bits 1-0 the
+              compressor of the body: 0 none, 1 zlib, 2 zstd
+    1 byte    the codec: 1 raw, 2 fp16, 3 int8, 4 int4, 5 topk; 0: named by what follows
+    named     1 byte: so many bytes; the codec's spec in UTF-8
+    described varint: so many bytes; names and shapes as `tensor_blob.pack_shapes` packs them
+    rest      the body
+
+A codec of your own is a callable ``(argument: str) -> Codec`` that an installed package names in
+the entry-point group ``flexmoe.codecs``; the argument is what stands in the brackets, or empty.
 """
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.errors import WireError
-from edge_runtime.messages import MAX_BLOB_BYTES
+from edge_runtime.codecs.contract import Codec
+from edge_runtime.codecs.flat import total
+from edge_runtime.codecs.registry import builtin, make, names, number, plugin
+from edge_runtime.codecs.varint import pack_varint, unpack_varint
+from edge_runtime.compression import COMPRESSORS, compress, decompress, own_compressors
+from edge_runtime.errors import ConfigError, WireError
+from edge_runtime.tensor_blob import Shapes, Tensors, pack_shapes, unpack_shapes
 
-Tensors = dict[str, NDArray[Any]]
+__all__ = [
+    "PRESETS",
+    "Codec",
+    "Coding",
+    "Preset",
+    "decode",
+    "encode",
+    "known_codecs",
+    "needs",
+    "parse_coding",
+    "resolve",
+]
 
-MAX_TENSORS = 4096
-MAX_NAME = 256
-MAX_RANK = 8
-MAX_HEADER_BYTES = 1 << 20
+ZIP = "zip"
+"""In a spec: zstd if all concerned have it, else zlib."""
 
-_MAGIC = b"FXT1"
-_PREFIX = struct.Struct("<4sI")
-# Python's bytes start at a multiple of 16, so a tensor's view is aligned for every dtype.
-_ALIGN_BYTES = 16
-_DTYPES = {code: np.dtype(f"<{code}") for code in ("f2", "f4", "i1", "u1", "i4", "i8")}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-# Checked by msgpack before it allocates; maps, bytes and extensions have no place in a header.
-_UNPACK_LIMITS = {
-    "max_str_len": 4 * MAX_NAME,
-    "max_array_len": MAX_TENSORS,
-    "max_map_len": 0,
-    "max_bin_len": 0,
-    "max_ext_len": 0,
-}
-_Spec = tuple[str, str, tuple[int, ...]]  # name, dtype code, shape
-
-
-class Codec(Protocol):
-    """Tensors to bytes and back. What a codec loses on the way, its own docstring says."""
-
-    name: str
-
-    def encode(self, tensors: Mapping[str, NDArray[Any]]) -> bytes:
-        """The blob of these tensors; `WireError` if it cannot hold them."""
-        ...
-
-    def decode(self, data: bytes) -> Tensors:
-        """The tensors of a blob, read-only; `WireError` for any other bytes."""
-        ...
+_VERSION = 1
+_DESCRIBED = 4
+_SPEC = re.compile(r"([a-z][\w.-]*)(?:\(([\w., =:/-]*)\))?(?:\+(zip|zlib|zstd))?", re.A | re.I)
+_MOST_SPEC_BYTES = 64
+# A body may be longer than the values that it stands for only by what codecs put before them.
+_SLACK_BYTES = 1024
 
 
-class RawCodec:
-    """Elements as they are: nothing is lost and nothing is saved."""
+class Preset(NamedTuple):
+    """Specs of updates, of changes of the model, and of the whole parts that a run begins with."""
 
-    name = "raw"
-
-    def encode(self, tensors: Mapping[str, NDArray[Any]]) -> bytes:
-        """The blob of these tensors; `WireError` if their dtype, names or size forbid it."""
-        specs = [
-            (name, _code(name, tensors[name]), tensors[name].shape) for name in sorted(tensors)
-        ]
-        header = _pack_header(specs)
-        parts: list[bytes | memoryview] = [_PREFIX.pack(_MAGIC, len(header)), header]
-        end = _PREFIX.size + len(header)
-        for (name, code, _), offset, size_bytes in list(_places(specs, end)):
-            array = np.asarray(tensors[name], dtype=_DTYPES[code], order="C")
-            parts += [bytes(offset - end), array.data]
-            end = offset + size_bytes
-        return b"".join(parts)
-
-    def decode(self, data: bytes) -> Tensors:
-        """The tensors: read-only views into `data`, copied only where not aligned in memory."""
-        if len(data) < _PREFIX.size:
-            raise WireError("bad-tensors", f"{len(data)} bytes are too few")
-        magic, header_bytes = _PREFIX.unpack_from(data)
-        if magic != _MAGIC:
-            raise WireError("bad-tensors", f"expected the magic {_MAGIC!r}, got {magic!r}")
-        end = _PREFIX.size + header_bytes
-        if header_bytes > MAX_HEADER_BYTES or end > len(data):
-            raise WireError("bad-tensors", f"a header of {header_bytes} bytes does not fit")
-        specs = _unpack_header(bytes(data[_PREFIX.size : end]))
-        tensors: Tensors = {}
-        for (name, code, shape), offset, size_bytes in _places(specs, end):
-            if offset + size_bytes > len(data):
-                raise WireError("bad-tensors", f"the data ends before the end of {name!r}")
-            if any(data[end:offset]):
-                raise WireError("bad-tensors", f"the padding before {name!r} is not zero")
-            view = np.ndarray(shape, _DTYPES[code], buffer=data, offset=offset)
-            tensors[name] = view if view.flags.aligned else view.copy()
-            tensors[name].flags.writeable = False
-            end = offset + size_bytes
-        if end != len(data):
-            raise WireError("bad-tensors", f"{len(data) - end} bytes after the last tensor")
-        return tensors
+    uplink: str
+    downlink: str
+    whole: str
 
 
-def _code(name: str, array: NDArray[Any]) -> str:
-    code = _CODES.get(array.dtype.newbyteorder("<"))
-    if code is None:
-        raise WireError("bad-tensors", f"{name!r} is {array.dtype}; expected one of {_names()}")
-    return code
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "lossless": Preset("raw+zip", "raw+zip", "raw+zip"),
+        "default": Preset("int4+zip", "topk(0.2,4)", "int8+zip"),
+        "narrow": Preset("topk(0.1,4)", "topk(0.08,4)", "int4+zip"),
+    }
+)
 
 
-def _names() -> str:
-    return ", ".join(dtype.name for dtype in _CODES)
+@dataclass(frozen=True)
+class Coding:
+    """A spec as parsed. `compressor` is empty, ``zip``, ``zlib`` or ``zstd``."""
+
+    spec: str
+    codec: Codec
+    compressor: str
+
+    @property
+    def compress(self) -> bool:
+        """Whether bodies are to be compressed."""
+        return bool(self.compressor)
 
 
-def _pack_header(specs: list[_Spec]) -> bytes:
-    _check_specs(specs)
-    try:
-        header: bytes = msgpack.packb(specs)
-    except UnicodeEncodeError:
-        raise WireError("bad-tensors", "a tensor's name is not valid Unicode") from None
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireError("bad-tensors", f"a header of {len(header)} bytes is too long")
-    return header
+def parse_coding(spec: str) -> Coding:
+    """What `spec` names; `ConfigError` with what there is if there is no such codec."""
+    match = _SPEC.fullmatch(spec.strip())
+    if match is None or len(spec) > _MOST_SPEC_BYTES:
+        raise ConfigError(
+            f"codec {spec!r}: expected one of {', '.join(names())}, then its argument in brackets, "
+            "then +zip; such as topk(0.05) or int8+zip"
+        )
+    name, argument, compressor = match.groups(default="")
+    return Coding(match.group(), make(name, argument), compressor)
 
 
-def _unpack_header(header: bytes) -> list[_Spec]:
-    try:
-        raw = msgpack.unpackb(header, **_UNPACK_LIMITS)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise WireError("bad-tensors", f"header: {type(error).__name__}") from None
-    if not isinstance(raw, list) or not all(
-        isinstance(item, list) and len(item) == 3 and isinstance(item[2], list) for item in raw
-    ):
-        raise WireError("bad-tensors", "header: expected a list of [name, dtype code, shape]")
-    specs = [(name, code, tuple(shape)) for name, code, shape in raw]
-    if _pack_header(specs) != header:
-        raise WireError("bad-tensors", "header: not the shortest msgpack")
-    return specs
+def resolve(coding: Coding, peers: Collection[str]) -> Coding:
+    """`coding` with ``+zip`` resolved to what this side has and `peers` know (`known_codecs`)."""
+    if coding.compressor != ZIP:
+        return coding
+    best = _best({*peers} & {*own_compressors()})
+    return replace(coding, spec=coding.spec.removesuffix(ZIP) + best, compressor=best)
 
 
-def _check_specs(specs: list[_Spec]) -> None:
-    """`WireError` unless every name, dtype and shape is within the limits; nothing is allocated."""
-    if len(specs) > MAX_TENSORS:
-        raise WireError("bad-tensors", f"{len(specs)} tensors; at most {MAX_TENSORS} are allowed")
-    before = ""
-    for name, code, shape in specs:
-        if type(name) is not str or not 0 < len(name) <= MAX_NAME:
-            raise WireError("bad-tensors", f"a name has 1 to {MAX_NAME} characters")
-        if name <= before:
-            raise WireError("bad-tensors", f"{name!r}: names must ascend, each once")
-        if type(code) is not str or code not in _DTYPES:
-            raise WireError("bad-tensors", f"{name!r}: unknown dtype; expected one of {_names()}")
-        if len(shape) > MAX_RANK or not all(
-            type(size) is int and 0 <= size <= MAX_BLOB_BYTES for size in shape
-        ):
-            raise WireError("bad-tensors", f"{name!r}: expected up to {MAX_RANK} sizes, each >= 0")
-        before = name
+def needs(coding: Coding, compressors: Collection[str] | None = None) -> frozenset[str]:
+    """The names of `known_codecs` that a peer must have to decode what `encode` makes of these."""
+    used = _used(coding, compressors)
+    return frozenset({coding.codec.name, used} - {""})
 
 
-def _places(specs: list[_Spec], end: int) -> Iterator[tuple[_Spec, int, int]]:
-    """Each tensor with its offset and size in bytes, after a header that ends at `end`."""
-    for spec in specs:
-        name, code, shape = spec
-        offset = -(-end // _ALIGN_BYTES) * _ALIGN_BYTES
-        # An empty dimension must not hide others that overflow numpy's index type.
-        size_bytes = _DTYPES[code].itemsize * math.prod(max(size, 1) for size in shape)
-        if offset + size_bytes > MAX_BLOB_BYTES:
-            raise WireError("bad-tensors", f"{name!r}: a blob has at most {MAX_BLOB_BYTES} bytes")
-        end = offset + (size_bytes if all(shape) else 0)
-        yield spec, offset, end - offset
+def known_codecs() -> list[str]:
+    """What this side can decode: the names of codecs and of compressors."""
+    return [*names(), *own_compressors()]
+
+
+def encode(
+    tensors: Mapping[str, NDArray[np.float32]],
+    coding: Coding,
+    rng: np.random.Generator,
+    compressors: Collection[str] | None = None,
+    described: bool = False,
+) -> bytes:
+    """A coded blob of `tensors`; `WireError` if they cannot be coded, or are not finite.
+
+    `compressors`: those that ``+zip`` may choose from; all that this side has if None. `described`:
+    names and shapes are in the blob. A body that compression would not shorten is left as it is.
+    """
+    shapes = {name: value.shape for name, value in tensors.items()}
+    body = coding.codec.encode(tensors, rng)
+    flags = _DESCRIBED if described else 0
+    used = _used(coding, compressors)
+    if used:
+        packed = compress(body, used)
+        if len(packed) < len(body):
+            body, flags = packed, flags | (COMPRESSORS.index(used) + 1)
+    header = bytes([_VERSION << 4 | flags]) + _pack_name(coding)
+    if described:
+        description = pack_shapes(shapes)
+        header += pack_varint(len(description)) + description
+    return header + body
+
+
+def decode(data: bytes, shapes: Shapes | None, max_bytes: int) -> Tensors:
+    """The tensors of a coded blob, float32 and finite; `WireError` for any other bytes.
+
+    `shapes`: of the tensors; None: the blob must be described. `max_bytes`: of the tensors as
+    float32, and of a body once decompressed; more is refused before it is allocated.
+    """
+    if len(data) < 2:
+        raise WireError("bad-blob", f"{len(data)} bytes are too few")
+    version, flags = data[0] >> 4, data[0] & 15
+    if version != _VERSION or flags & 3 > len(COMPRESSORS) or flags & 8:
+        raise WireError("bad-blob", f"this side reads version {_VERSION}, not {data[0]:#04x}")
+    codec, start = _unpack_name(data)
+    if flags & _DESCRIBED:
+        described, start = _unpack_description(data, start)
+        if shapes is not None and dict(shapes) != described:
+            raise WireError("bad-blob", "the blob describes other tensors than expected")
+        shapes = described
+    if shapes is None:
+        raise WireError("bad-blob", "the blob does not describe its tensors")
+    if 4 * total(shapes) > max_bytes:
+        raise WireError("oversized", f"{total(shapes)} values; at most {max_bytes} bytes allowed")
+    body = bytes(data[start:])
+    if flags & 3:
+        body = decompress(body, COMPRESSORS[(flags & 3) - 1], max_bytes + _SLACK_BYTES)
+    tensors = codec.decode(body, shapes)
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise WireError("not-finite", f"{name!r} has values that are not finite")
+    return tensors
+
+
+def _best(compressors: Collection[str]) -> str:
+    return "zstd" if "zstd" in compressors else "zlib"
+
+
+def _used(coding: Coding, compressors: Collection[str] | None) -> str:
+    """The compressor that `encode` uses, or empty: never one that this side lacks."""
+    own = own_compressors()
+    if coding.compressor == ZIP:
+        return _best(own if compressors is None else {*compressors} & {*own})
+    return coding.compressor if coding.compressor in own else coding.compressor and "zlib"
+
+
+def _pack_name(coding: Coding) -> bytes:
+    known = number(coding.codec)
+    if known:
+        return bytes([known])
+    spec = coding.spec.partition("+")[0].encode()
+    return bytes([0, len(spec)]) + spec
+
+
+def _unpack_name(data: bytes) -> tuple[Codec, int]:
+    """The codec of a blob, and where what follows its name begins."""
+    if data[1]:
+        return builtin(data[1]), 2
+    end = 3 + data[2] if len(data) > 2 else 0
+    if not 3 < end <= len(data) or data[2] > _MOST_SPEC_BYTES:
+        raise WireError("bad-blob", "the codec's name does not end")
+    match = _SPEC.fullmatch(bytes(data[3:end]).decode(errors="replace"))
+    if match is None or match[3]:
+        raise WireError("unknown-codec", repr(bytes(data[3:end])))
+    return plugin(match[1], match[2] or ""), end
+
+
+def _unpack_description(data: bytes, start: int) -> tuple[dict[str, tuple[int, ...]], int]:
+    size_bytes, start = unpack_varint(data, start)
+    if start + size_bytes > len(data):
+        raise WireError("bad-blob", "the description does not end")
+    return unpack_shapes(bytes(data[start : start + size_bytes])), start + size_bytes

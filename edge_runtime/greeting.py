@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from edge_runtime import __version__
 from edge_runtime.cgroup import usable_cores
+from edge_runtime.codec import known_codecs
+from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import Hello
@@ -28,13 +30,20 @@ class Greeting:
         mailbox: DeviceMailbox,
         shard: Shard,
         trainer: str,
+        contents: Contents,
+        link_class: str,
         memory_limit_bytes: int | None,
         clock: Callable[[], float],
     ) -> None:
-        """`trainer` by name; `memory_limit_bytes`: what training may use; None: what is free."""
+        """`trainer` and `link_class` by name.
+
+        `memory_limit_bytes`: what training may use; None: what is free.
+        """
         self._mailbox = mailbox
         self._shard = shard
         self._trainer = trainer
+        self._contents = contents
+        self._link_class = link_class
         self._memory_limit_bytes = memory_limit_bytes
         self._memory_available_bytes: int | None = None  # as told to the server
         self._clock = clock
@@ -70,6 +79,9 @@ class Greeting:
                 cores=usable_cores(),
                 memory_available_bytes=self._memory_available_bytes,
                 version=__version__,
+                link=self._link_class,
+                codecs=known_codecs(),
+                held=self._contents.tell_held(),
             )
         )
 

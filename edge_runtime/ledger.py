@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_runtime.messages import Moved
+
 Direction = Literal["up", "down"]
 Role = Literal["server", "device"]
 
 NOBODY = ""
+EVERYONE = "*"  # what is published once, for whoever listens; no client can be called so
 CONNECTION = "connection"
 _Key = tuple[str, Direction, str]
 _Sums = tuple[int, int, int]  # payload bytes, wire bytes, messages
@@ -127,12 +130,36 @@ class Ledger:
 
     def _add(self, key: _Key, more: _Sums) -> None:
         had = self._sums.get(key, _ZERO)
-        self._sums[key] = (had[0] + more[0], had[1] + more[1], had[2] + more[2])
+        self._sums[key] = _plus(had, more)
 
 
 def total_wire_bytes(rows: Iterable[LedgerRow], direction: Direction) -> int:
     """The wire bytes of these rows in one direction, for the totals of a cut too."""
     return sum(row.wire_bytes for row in rows if row.direction == direction)
+
+
+def to_moved(rows: Iterable[LedgerRow]) -> list[Moved]:
+    """A device's rows as it tells them: both directions of a kind together."""
+    kinds: dict[str, dict[Direction, _Sums]] = {}
+    for row in rows:
+        sums = kinds.setdefault(row.kind, {}).get(row.direction, _ZERO)
+        more = (row.payload_bytes, row.wire_bytes, row.messages)
+        kinds[row.kind][row.direction] = _plus(sums, more)
+    return [
+        Moved(kind, *ways.get("up", _ZERO), *ways.get("down", _ZERO))
+        for kind, ways in sorted(kinds.items())
+    ]
+
+
+def from_moved(client: str, account: Iterable[Moved]) -> list[LedgerRow]:
+    """The rows of a client's account."""
+    ledger = Ledger()
+    for item in account:
+        up = (item.up_payload_bytes, item.up_wire_bytes, item.up_messages)
+        down = (item.down_payload_bytes, item.down_wire_bytes, item.down_messages)
+        ledger.book(client, "up", item.kind, *up)
+        ledger.book(client, "down", item.kind, *down)
+    return ledger.rows()
 
 
 def _rows(sums: dict[_Key, _Sums]) -> list[LedgerRow]:
@@ -141,3 +168,7 @@ def _rows(sums: dict[_Key, _Sums]) -> list[LedgerRow]:
 
 def _minus(left: _Sums, right: _Sums) -> _Sums:
     return (left[0] - right[0], left[1] - right[1], left[2] - right[2])
+
+
+def _plus(left: _Sums, right: _Sums) -> _Sums:
+    return (left[0] + right[0], left[1] + right[1], left[2] + right[2])

@@ -7,7 +7,7 @@ exact size that a packet has on the wire.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from edge_runtime.packet import Packet
@@ -26,9 +26,23 @@ class Link(Protocol):
         Returns when the broker has acknowledged it; `BrokerError` if it does not.
         """
 
-    def publish(self, topic: str, payload: bytes) -> Packet:
+    def listen(self, topics: Sequence[str]) -> None:
+        """Subscribe to exactly these topics, in one packet; never waits for the network.
+
+        What is published on them is received from when the broker has it on, and what it retains
+        on them comes at once, also for a topic listened to already. While there is no connection
+        they are only remembered: they are asked for, with all others, on every new one. A topic
+        that the broker refuses stays silent.
+        """
+
+    def unlisten(self, topics: Sequence[str]) -> None:
+        """End `listen` for these topics, in one packet; what is on its way may still arrive."""
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> Packet:
         """Send, now or once connected again; never waits for the network.
 
+        With `retain` the broker, if it can, keeps the packet for whoever subscribes later, in place
+        of the one before on this topic; an empty payload clears it (and is passed on as well).
         `WireError` if the payload is larger than a message may be, `BrokerError` after `close`.
         """
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codec import RawCodec
-from edge_runtime.errors import WireError
-
-log = logging.getLogger("flexmoe.device")
+from edge_runtime.own_file import OwnFile
+from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
 Row = NDArray[np.float32]
+_Versions = dict[int, list[tuple[int, Row]]]  # by expert: rounds and the rows after them
 
 
 class LocalGate:
@@ -27,14 +23,14 @@ class LocalGate:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+        self._file = OwnFile(path, "local gate")
         self._session = ""
-        self._rows: dict[int, list[tuple[int, Row]]] = {}
+        self._rows: _Versions = {}
 
     def enter(self, session: str) -> None:
         """Go on with what is kept of `session`, or begin with nothing."""
         if session != self._session:
-            self._session, self._rows = session, self._load(session)
+            self._session, self._rows = session, self._file.load(session, _unpack) or {}
 
     def rows(self, number: int) -> dict[int, Row]:
         """The rows that round `number` starts from: the newest of earlier rounds, by expert."""
@@ -50,39 +46,18 @@ class LocalGate:
         for expert, row in rows.items():
             versions = [(n, old) for n, old in self._rows.get(expert, []) if n < number]
             self._rows[expert] = [*versions, (number, row.copy())][-2:]
-        self._save()
+        self._file.save(self._session, _pack(self._rows))
 
-    def _load(self, session: str) -> dict[int, list[tuple[int, Row]]]:
-        if self._path is None or not self._path.exists():
-            return {}
-        try:
-            raw = msgpack.unpackb(self._path.read_bytes())
-            if raw["session"] != session:
-                return {}
-            rows: dict[int, list[tuple[int, Row]]] = {}
-            for name, row in RawCodec().decode(raw["rows"]).items():
-                expert, number = map(int, name.split("@"))
-                rows.setdefault(expert, []).append((number, row))
-            return {expert: sorted(v, key=lambda pair: pair[0]) for expert, v in rows.items()}
-        except (OSError, ValueError, KeyError, TypeError, WireError) as error:
-            log.warning(
-                "the local gate in %s cannot be read (%s); it begins anew", self._path, error
-            )
-            return {}
 
-    def _save(self) -> None:
-        if self._path is None:
-            return
-        tensors = {
-            f"{expert}@{number}": row
-            for expert, versions in self._rows.items()
-            for number, row in versions
-        }
-        data = msgpack.packb({"session": self._session, "rows": RawCodec().encode(tensors)})
-        part = self._path.with_suffix(".part")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            os.replace(part, self._path)
-        except OSError as error:
-            log.warning("the local gate cannot be kept in %s: %s", self._path, error.strerror)
+def _pack(rows: _Versions) -> bytes:
+    return pack_tensors(
+        {f"{expert}@{n}": row for expert, versions in rows.items() for n, row in versions}
+    )
+
+
+def _unpack(packed: bytes) -> _Versions:
+    rows: _Versions = {}
+    for name, row in unpack_tensors(packed).items():
+        expert, number = map(int, name.split("@"))
+        rows.setdefault(expert, []).append((number, row))
+    return {expert: sorted(v, key=lambda pair: pair[0]) for expert, v in rows.items()}

@@ -1,27 +1,31 @@
 """Messages over a link: packed, checked, booked byte by byte, the bad ones counted and dropped.
 
-Topics, with the protocol's version and the federation's name in front::
-
-    flexmoe/<version>/<federation>/up/<client>     a device to the server
-    flexmoe/<version>/<federation>/down/<client>   the server to one device
-    flexmoe/<version>/<federation>/all             the server to every device
-
-Who sent a message is what its topic says, so a broker's access rules can keep devices apart. Anyone
-may invent names: the server books what comes from names that it does not know under one account.
+Messages travel on topics of their sender or receiver, chunks of blobs that go down on topics of
+their own, where the payload is the chunk, nothing else (`edge_runtime.topics`). Anyone may invent
+names: the server books what comes from names that it does not know under one account.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from edge_runtime.errors import ConfigError, WireError
-from edge_runtime.ledger import NOBODY, Direction, Ledger, LedgerRow
+from edge_runtime.kinds import MESSAGE_KIND, UpdateKinds
+from edge_runtime.ledger import (
+    EVERYONE,
+    NOBODY,
+    Direction,
+    Ledger,
+    LedgerRow,
+    to_moved,
+)
 from edge_runtime.link import Link
 from edge_runtime.messages import (
-    VERSION,
+    CHUNK_BYTES,
+    Account,
     Assign,
     BlobRef,
     Chunk,
@@ -29,7 +33,9 @@ from edge_runtime.messages import (
     Fetch,
     Gone,
     Hello,
+    Holding,
     Message,
+    Moved,
     Received,
     Reject,
     Report,
@@ -40,61 +46,14 @@ from edge_runtime.messages import (
     unpack,
 )
 from edge_runtime.packet import Packet
+from edge_runtime.topics import all_topic, bad_name, blob_topic, down_topic, up_topic, valid_name
 
-TO_SERVER = (Hello, Fetch, Chunk, Report, Failed, Gone)
-TO_DEVICE = (Rollcall, Welcome, Reject, Assign, Fetch, Chunk, Received, Stop)
+TO_SERVER = (Hello, Holding, Fetch, Chunk, Report, Failed, Gone, Account)
+TO_DEVICE = (Rollcall, Welcome, Reject, Assign, Fetch, Received, Stop)
 TO_ALL = (Rollcall, Stop)
 
-MESSAGE_KIND = "message"
 UNKNOWN = "(unknown)"  # no client can be called so
 MAX_CLIENTS = 16_384
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_BLOB_KIND = re.compile(r"program|backbone|gate|expert:[0-9]{1,6}")
-
-
-def valid_name(text: str) -> bool:
-    """Whether a client or federation may be called so: 1 to 64 of ``A-Z a-z 0-9 _ . -``."""
-    return _NAME.fullmatch(text) is not None
-
-
-def up_topic(federation: str, client: str) -> str:
-    """Where a device speaks to the server; with ``+`` as the client, all of them."""
-    return f"flexmoe/{VERSION}/{federation}/up/{client}"
-
-
-def down_topic(federation: str, client: str) -> str:
-    """Where the server speaks to one device."""
-    return f"flexmoe/{VERSION}/{federation}/down/{client}"
-
-
-def all_topic(federation: str) -> str:
-    """Where the server speaks to every device."""
-    return f"flexmoe/{VERSION}/{federation}/all"
-
-
-class BlobKinds:
-    """What kind each client's blobs are: those that its last `Assign` and last `Report` name."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, dict[type, dict[bytes, str]]] = {}
-
-    def learn(self, client: str, message: Message) -> None:
-        """Remember the blobs that an `Assign` or a `Report` names, in place of the last one's."""
-        if refs := blobs_named_in(message):
-            kinds = {ref.digest: ref.kind for ref in refs if _BLOB_KIND.fullmatch(ref.kind)}
-            self._kinds.setdefault(client, {})[type(message)] = kinds
-
-    def kind(self, client: str, message: Message) -> str:
-        """The kind to book a message under."""
-        if isinstance(message, Chunk):
-            for kinds in self._kinds.get(client, {}).values():
-                if message.digest in kinds:
-                    return kinds[message.digest]
-        return MESSAGE_KIND
-
-    def forget(self) -> None:
-        """Drop all blobs of all clients."""
-        self._kinds.clear()
 
 
 class _Mailbox(ABC):
@@ -105,52 +64,70 @@ class _Mailbox(ABC):
 
     def __init__(self, link: Link, federation: str, ledger: Ledger) -> None:
         if not valid_name(federation):
-            raise ConfigError(_bad_name("federation", federation))
+            raise ConfigError(bad_name("federation", federation))
         self.link = link
         self.federation = federation
         self.ledger = ledger
+        self.chunk_bytes = CHUNK_BYTES  # of blobs on this broker
         self.drops: Counter[tuple[str, str]] = Counter()
-        self._kinds = BlobKinds()
+        self._updates = UpdateKinds()
         self._taken: Packet | None = None  # the last one
 
     def _post(self, topic: str, client: str, message: Message, allowed: tuple[type, ...]) -> None:
         if not isinstance(message, allowed):
             raise ValueError(f"{type(message).__name__} is never sent on {topic}")
-        self._kinds.learn(client, message)
         packet = self.link.publish(topic, pack(message))
-        kind = self._kinds.kind(client, message)
-        self._book(client, kind, packet, self._outgoing, self._incoming)
+        shares = self._updates.shares(client, message, self.chunk_bytes)
+        self._book(client, shares, packet, self._outgoing, self._incoming)
 
     def _take(self, timeout_s: float) -> tuple[str, Message] | None:
         """The next good message and its client, within `timeout_s`; bad ones are dropped."""
         deadline = time.monotonic() + timeout_s
         while (packet := self.link.receive(deadline - time.monotonic())) is not None:
-            client, kind = "", MESSAGE_KIND
+            client, shares = "", list[tuple[str, int]]()
             self._taken = packet
             try:
                 client, allowed = self._sender(packet.topic)
-                message = unpack(packet.payload)
+                message, found = self._read(packet, client)
                 if not isinstance(message, allowed):
                     raise WireError("direction", type(message).__name__)
-                kind = self._kinds.kind(client, message)
+                shares = found
                 return client, message
             except WireError as error:
                 self._count_drop(client, error.reason)
             finally:
-                self._book(client, kind, packet, self._incoming, self._outgoing)
+                self._book(client, shares, packet, self._incoming, self._outgoing)
         return None
+
+    def _read(self, packet: Packet, client: str) -> tuple[Message, list[tuple[str, int]]]:
+        """What a packet carries, and what its bytes are booked under."""
+        message = unpack(packet.payload)
+        return message, self._updates.shares(client, message, self.chunk_bytes)
 
     @abstractmethod
     def _sender(self, topic: str) -> tuple[str, tuple[type, ...]]:
         """The client that a topic belongs to, and what may come on it; else `WireError`."""
 
     def _book(
-        self, client: str, kind: str, packet: Packet, way: Direction, back: Direction
+        self,
+        client: str,
+        shares: Sequence[tuple[str, int]],
+        packet: Packet,
+        way: Direction,
+        back: Direction,
     ) -> None:
-        account = self._account(client)
-        self.ledger.book(account, way, kind, len(packet.payload), packet.wire_bytes)
+        """Book a packet: a blob's bytes by `shares`; what is around them goes with the largest."""
+        account, sizes = self._account(client), Counter[str]()
+        for kind, size_bytes in shares:
+            sizes[kind] += size_bytes
+        main = max(sizes, key=sizes.__getitem__, default=MESSAGE_KIND)
+        sizes[main] += len(packet.payload) - sizes.total()
+        for kind, size_bytes in sizes.items():
+            mqtt_bytes = packet.wire_bytes - len(packet.payload) if kind == main else 0
+            messages = int(kind == main)
+            self.ledger.book(account, way, kind, size_bytes, size_bytes + mqtt_bytes, messages)
         if packet.ack_bytes:
-            self.ledger.book(account, back, kind, 0, packet.ack_bytes, messages=0)
+            self.ledger.book(account, back, main, 0, packet.ack_bytes, messages=0)
 
     def _account(self, client: str) -> str:
         """The name to book a client's bytes under."""
@@ -172,12 +149,13 @@ class DeviceMailbox(_Mailbox):
     def __init__(self, link: Link, federation: str, client: str, ledger: Ledger) -> None:
         super().__init__(link, federation, ledger)
         if not valid_name(client):
-            raise ConfigError(_bad_name("device", client))
+            raise ConfigError(bad_name("device", client))
         self.client = client
         self._allowed: dict[str, tuple[type, ...]] = {
             down_topic(federation, client): TO_DEVICE,
             all_topic(federation): TO_ALL,
         }
+        self._blobs: dict[str, tuple[bytes, int, str]] = {}  # digest, index, kind by topic
         for topic in self._allowed:
             link.subscribe(topic)
 
@@ -186,18 +164,53 @@ class DeviceMailbox(_Mailbox):
         self._post(up_topic(self.federation, self.client), self.client, message, TO_SERVER)
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next good message from the server, or None after `timeout_s`."""
+        """The next good message from the server, or a chunk of a blob that was listened to.
+
+        None after `timeout_s`.
+        """
         taken = self._take(timeout_s)
-        if taken is None:
-            return None
-        self._kinds.learn(*taken)
-        return taken[1]
+        return None if taken is None else taken[1]
 
     def drop(self, reason: str) -> None:
         """Count a message that was received in good order and turned out to be of no use."""
         self._count_drop(self.client, reason)
 
+    def listen(self, digest: bytes, kind: str, indexes: Iterable[int]) -> None:
+        """Receive these chunks of a blob; what the broker retains of them comes at once."""
+        topics = {blob_topic(self.federation, digest, index): index for index in indexes}
+        self._blobs |= {topic: (digest, index, kind) for topic, index in topics.items()}
+        self.link.listen(list(topics))
+
+    def unlisten(self, digest: bytes, indexes: Iterable[int]) -> None:
+        """Receive these chunks no more; what is on its way is still booked by its kind."""
+        self.link.unlisten([blob_topic(self.federation, digest, index) for index in indexes])
+
+    def forget_blobs(self) -> None:
+        """Chunks that still come are of no blob that is known."""
+        self._blobs.clear()
+
+    def learn(self, update: BlobRef, sections: Sequence[tuple[str, int]]) -> None:
+        """Book the chunks of this update by its sections: kinds and sizes; else `WireError`."""
+        self._updates.learn(self.client, update, sections)
+
+    def account(self) -> list[Moved]:
+        """What the socket moved since the last call, by kind."""
+        sent_bytes, received_bytes = self.link.settled_bytes()
+        self.ledger.reconcile(sent_bytes, received_bytes, role="device")
+        return to_moved(self.ledger.cut())
+
+    def _read(self, packet: Packet, client: str) -> tuple[Message, list[tuple[str, int]]]:
+        blob = self._blobs.get(packet.topic)
+        if blob is None:
+            return super()._read(packet, client)
+        if not packet.payload:  # booked as the server books it
+            raise WireError("withdrawn", packet.topic)
+        digest, index, kind = blob
+        return Chunk(digest, index, packet.payload), [(kind, len(packet.payload))]
+
     def _sender(self, topic: str) -> tuple[str, tuple[type, ...]]:
+        if topic in self._blobs:
+            return self.client, (Chunk,)
         if topic not in self._allowed:
             raise WireError("topic", topic)
         return self.client, self._allowed[topic]
@@ -211,7 +224,7 @@ class ServerMailbox(_Mailbox):
 
     def __init__(self, link: Link, federation: str, ledger: Ledger) -> None:
         super().__init__(link, federation, ledger)
-        self._known = {NOBODY}
+        self._known: set[str] = set()
         link.subscribe(up_topic(federation, "+"))
 
     def know(self, client: str) -> None:
@@ -219,7 +232,7 @@ class ServerMailbox(_Mailbox):
 
         Called while its hello is the last message received, that one too.
         """
-        if client in self._known or len(self._known) > MAX_CLIENTS:
+        if client in self._known or len(self._known) >= MAX_CLIENTS:
             return
         self._known.add(client)
         hello = self._taken
@@ -230,23 +243,38 @@ class ServerMailbox(_Mailbox):
             row = LedgerRow(UNKNOWN, "down", MESSAGE_KIND, 0, hello.ack_bytes, 0)
             self.ledger.move(row, client)
 
-    def learn(self, client: str, report: Report) -> None:
-        """Book the blobs of a report by their kinds; call it when the report is accepted."""
-        self._kinds.learn(client, report)
+    def learn(self, client: str, update: BlobRef, sections: Sequence[tuple[str, int]]) -> None:
+        """Book a client's update by its sections (kinds and sizes); call it once accepted.
 
-    def forget_blobs(self) -> None:
+        `WireError` if the sections are not what the update consists of.
+        """
+        self._updates.learn(client, update, sections)
+
+    def forget_updates(self) -> None:
         """The round is over: nobody's chunks are booked by kind until there is new work."""
-        self._kinds.forget()
+        self._updates.forget()
 
     def send(self, client: str, message: Message) -> None:
         """Send to one device."""
         if not valid_name(client):
-            raise ValueError(_bad_name("device", client))
+            raise ValueError(bad_name("device", client))
         self._post(down_topic(self.federation, client), client, message, TO_DEVICE)
 
     def broadcast(self, message: Message) -> None:
-        """Send to every device. It leaves the server once, and is booked under client ``""``."""
-        self._post(all_topic(self.federation), "", message, TO_ALL)
+        """Send to every device. It leaves the server once, and is booked under `EVERYONE`."""
+        self._post(all_topic(self.federation), EVERYONE, message, TO_ALL)
+
+    def offer(self, digest: bytes, kind: str, index: int, data: bytes, retain: bool) -> Packet:
+        """Publish a chunk of a blob for whoever listens; `retain`: also for who comes later."""
+        topic = blob_topic(self.federation, digest, index)
+        packet = self.link.publish(topic, data, retain=retain)
+        self._book(EVERYONE, [(kind, len(data))], packet, "down", "up")
+        return packet
+
+    def withdraw(self, digest: bytes, index: int) -> None:
+        """Let the broker forget a chunk that it retained."""
+        topic = blob_topic(self.federation, digest, index)
+        self._book(EVERYONE, [], self.link.publish(topic, b"", retain=True), "down", "up")
 
     def receive(self, timeout_s: float) -> tuple[str, Message] | None:
         """The next good message and the device that sent it, or None after `timeout_s`."""
@@ -265,16 +293,4 @@ class ServerMailbox(_Mailbox):
         return client, TO_SERVER
 
     def _account(self, client: str) -> str:
-        return client if client in self._known else UNKNOWN
-
-
-def blobs_named_in(message: Message) -> list[BlobRef]:
-    """The blobs that an `Assign` asks a device to hold, or a `Report` to collect."""
-    if isinstance(message, Assign):
-        programs = [message.training_program, message.evaluation_program]
-        return [*programs, message.backbone, message.gate, *message.expert_blobs]
-    return message.update if isinstance(message, Report) else []
-
-
-def _bad_name(what: str, text: str) -> str:
-    return f"{what} name {text!r}: expected 1 to 64 letters, digits, '_', '.' or '-'"
+        return client if client in self._known or client in (NOBODY, EVERYONE) else UNKNOWN

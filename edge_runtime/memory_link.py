@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 
 from edge_runtime.errors import BrokerError
 from edge_runtime.inbox import INBOX_PACKETS, Inbox
@@ -14,9 +15,12 @@ from edge_runtime.packet import Packet, outgoing
 class MemoryBroker:
     """Routes packets between the `MemoryLink`s of one process. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, retains: bool = True) -> None:
+        """Without `retains` it passes on what is to be retained, and keeps nothing."""
         self.lock = threading.RLock()
         self._links: dict[str, MemoryLink] = {}
+        self._retains = retains
+        self._retained: dict[str, Packet] = {}
 
     def attach(self, link: MemoryLink) -> None:
         """Connect a link; one of the same name loses its connection, as with a real broker."""
@@ -33,18 +37,38 @@ class MemoryBroker:
                 if will is not None:
                     self.route(will)
 
-    def route(self, packet: Packet) -> None:
+    def route(self, packet: Packet, retain: bool = False) -> None:
         """Hand a packet to every connected link that subscribed to its topic."""
         with self.lock:
+            if retain and packet.payload and self._retains:
+                self._retained[packet.topic] = packet
+            elif retain:
+                self._retained.pop(packet.topic, None)
             for link in list(self._links.values()):
                 link.offer(packet)
+
+    def retained(self, pattern: str) -> list[Packet]:
+        """What is kept on the topics that `pattern` names."""
+        with self.lock:
+            return [
+                packet for topic, packet in self._retained.items() if topic_matches(pattern, topic)
+            ]
+
+    def restart(self) -> None:
+        """Lose all connections and forget what is retained; nobody's last will is published."""
+        with self.lock:
+            self._retained.clear()
+            for link in list(self._links.values()):
+                link.connected = False
+            self._links.clear()
 
 
 class MemoryLink:
     """The `Link` contract on a `MemoryBroker`.
 
     Its byte counters hold PUBLISH and PUBACK packets only. `kill` loses the connection, `restore`
-    brings it back: what was published in between is sent then, what was missed stays missed.
+    brings it back: what was published in between is sent then, what was missed stays missed unless
+    it was retained.
     """
 
     contested = False
@@ -65,7 +89,8 @@ class MemoryLink:
         self._will = Packet.of(*will) if will else None
         self._inbox = Inbox(inbox_packets)
         self._patterns: list[str] = []
-        self._unsent: deque[Packet] = deque()
+        self._listened: dict[str, None] = {}  # a set in the order of asking
+        self._unsent: deque[tuple[Packet, bool]] = deque()  # and whether to retain it
         self._closed = False
         self.restore()
 
@@ -82,19 +107,31 @@ class MemoryLink:
             if not self.connected:
                 raise BrokerError(f"no connection to subscribe to {pattern}; connect first")
             self._patterns.append(pattern)
+            self._take_retained([pattern])
 
-    def publish(self, topic: str, payload: bytes) -> Packet:
+    def listen(self, topics: Sequence[str]) -> None:
+        with self._broker.lock:
+            self._listened.update(dict.fromkeys(topics))
+            if self.connected:
+                self._take_retained(topics)
+
+    def unlisten(self, topics: Sequence[str]) -> None:
+        with self._broker.lock:
+            for topic in topics:
+                self._listened.pop(topic, None)
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> Packet:
         packet = outgoing(topic, payload)
         with self._broker.lock:
             if self._closed:
                 raise BrokerError("this link is closed; open a new one to publish")
-            self._unsent.append(packet)
+            self._unsent.append((packet, retain))
             self._send_all()
         return packet
 
     def has_room(self) -> bool:
         with self._broker.lock:
-            return has_room([len(packet.payload) for packet in self._unsent])
+            return has_room([len(packet.payload) for packet, _ in self._unsent])
 
     def receive(self, timeout_s: float) -> Packet | None:
         return self._inbox.get(timeout_s)
@@ -127,21 +164,32 @@ class MemoryLink:
             self._broker.attach(self)
             self.connected = True
             self.connections += 1
+            self._take_retained([*self._patterns, *self._listened])
             self._send_all()
 
     def offer(self, packet: Packet) -> None:
         """Called by the broker: take the packet if it is on a topic subscribed to."""
-        if any(topic_matches(pattern, packet.topic) for pattern in self._patterns):
-            self.received_bytes += packet.wire_bytes
-            self.sent_bytes += packet.ack_bytes
-            self._inbox.put(packet)
+        if packet.topic in self._listened or any(
+            topic_matches(pattern, packet.topic) for pattern in self._patterns
+        ):
+            self._take(packet)
+
+    def _take_retained(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            for packet in self._broker.retained(pattern):
+                self._take(packet)
+
+    def _take(self, packet: Packet) -> None:
+        self.received_bytes += packet.wire_bytes
+        self.sent_bytes += packet.ack_bytes
+        self._inbox.put(packet)
 
     def _send_all(self) -> None:
         while self.connected and self._unsent:
-            packet = self._unsent.popleft()
+            packet, retain = self._unsent.popleft()
             self.sent_bytes += packet.wire_bytes
             self.received_bytes += packet.ack_bytes
-            self._broker.route(packet)
+            self._broker.route(packet, retain)
 
 
 def topic_matches(pattern: str, topic: str) -> bool:

@@ -12,28 +12,24 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from edge_runtime.contest import Contest
 from edge_runtime.counting_client import CountingClient
 from edge_runtime.errors import BrokerError
 from edge_runtime.inbox import INBOX_PACKETS, Inbox
 from edge_runtime.link import has_room
 from edge_runtime.packet import Packet, outgoing
+from edge_runtime.subscriptions import Subscriptions
 
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30
 SUBSCRIBE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
-
-# With RECONNECT_MIN_S = 1 two clients of one name push each other out every second: each loses a
-# connection that lasted one second every two seconds.
-CONTESTED_LOSSES = 5
-CONTESTED_WINDOW_S = 20.0
-SHORT_CONNECTION_S = 3.0
 
 _log = logging.getLogger(__name__)
 
@@ -58,19 +54,14 @@ class MqttLink:
         self._where = f"{host}:{port}"
         self._inbox = Inbox(inbox_packets)
         self._changed = threading.Condition()
-        self._ready = self._closed = False
+        self._accepted = self._ready = self._closed = False
         self._connections = 0
-        self._contested = False
+        self._contest = Contest()
         self._failure = ""  # why the broker refused or ended the connection
-        self._connected_at = 0.0
-        self._short_losses: deque[float] = deque(maxlen=CONTESTED_LOSSES)
         self._cut_off = 0  # how many connections an oversized packet ended
         self._unacknowledged: dict[int, int] = {}  # payload sizes by packet id
         self._early: set[int] = set()  # acknowledged before `publish` knew the packet id
-        self._patterns: list[str] = []
-        self._granted: set[str] = set()
-        self._refused: set[str] = set()
-        self._asked: dict[int, list[str]] = {}  # patterns by the id of their SUBSCRIBE
+        self._subscriptions = Subscriptions()
 
         self._client = client = CountingClient(
             CallbackAPIVersion.VERSION2, client_id, True, protocol=MQTTProtocolVersion.MQTTv311
@@ -108,7 +99,7 @@ class MqttLink:
     @property
     def contested(self) -> bool:
         """As in `Link`: another client uses this name, or the broker refuses what we send."""
-        return self._contested
+        return self._contest.found
 
     @property
     def overflowed(self) -> int:
@@ -125,29 +116,43 @@ class MqttLink:
         return sent - acks, received - waiting
 
     def subscribe(self, pattern: str) -> None:
+        wanted = self._subscriptions
         with self._changed:
-            self._patterns.append(pattern)
-            self._refused.discard(pattern)
+            wanted.add(pattern)
             self._ask([pattern])
             answered = self._changed.wait_for(
-                lambda: pattern in self._granted | self._refused, SUBSCRIBE_TIMEOUT_S
+                lambda: wanted.is_granted(pattern) or wanted.is_refused(pattern),
+                SUBSCRIBE_TIMEOUT_S,
             )
-            if pattern in self._granted:
+            if wanted.is_granted(pattern):
                 return
-            self._patterns.remove(pattern)
+            wanted.remove(pattern)
         what = "refuses" if answered else "does not acknowledge"
         raise BrokerError(
             f"the broker at {self._where} {what} the subscription to {pattern}; "
             "check the broker's access rules and its log"
         )
 
-    def publish(self, topic: str, payload: bytes) -> Packet:
+    def listen(self, topics: Sequence[str]) -> None:
+        with self._changed:
+            self._subscriptions.listen(topics)
+            # Before the broker has accepted it would be asked twice, and answer twice.
+            if self._accepted and topics:
+                self._ask(list(topics))
+
+    def unlisten(self, topics: Sequence[str]) -> None:
+        with self._changed:
+            self._subscriptions.unlisten(topics)
+            if self._accepted and topics:
+                self._client.unsubscribe(list(topics))
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> Packet:
         packet = outgoing(topic, payload)
         if self._closed:
             raise BrokerError("this link is closed; open a new one to publish")
         # The lock must not be held over `publish`, whose own lock the network thread holds when it
         # takes ours; so the acknowledgement may arrive before `publish` returns.
-        info = self._client.publish(topic, payload, qos=1)
+        info = self._client.publish(topic, payload, qos=1, retain=retain)
         if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise BrokerError(f"too many packets wait for {self._where}; is the broker reachable?")
         with self._changed:
@@ -221,7 +226,7 @@ class MqttLink:
         """Send a SUBSCRIBE; call with the lock held, so that its answer finds the entry."""
         result, mid = self._client.subscribe([(pattern, 1) for pattern in patterns])
         if result == MQTTErrorCode.MQTT_ERR_SUCCESS and mid is not None:
-            self._asked[mid] = patterns
+            self._subscriptions.asked(mid, patterns)
 
     def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         # Small packets (acks, fetches) must not wait for the ack of the one before.
@@ -229,9 +234,11 @@ class MqttLink:
 
     def _on_pre_connect(self, client: paho.Client, userdata: Any) -> None:
         with self._changed:
-            self._ready = False
-            self._granted.clear()
-            self._asked.clear()
+            self._forget_connection()
+
+    def _forget_connection(self) -> None:
+        self._accepted = self._ready = False
+        self._subscriptions.lost()
 
     def _on_connect(
         self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any
@@ -241,10 +248,11 @@ class MqttLink:
                 self._failure = f"refused: {reason}"
                 _log.warning("the broker at %s refuses this client: %s", self._where, reason)
             else:
-                self._connected_at = time.monotonic()
-                if self._patterns:
-                    self._ask(list(self._patterns))
-                else:
+                self._contest.connected(time.monotonic())
+                self._accepted = True
+                if names := self._subscriptions.all():
+                    self._ask(names)
+                if self._subscriptions.in_place:
                     self._become_ready()
             self._changed.notify_all()
 
@@ -252,11 +260,10 @@ class MqttLink:
         self, client: paho.Client, userdata: Any, mid: int, reasons: list[Any], properties: Any
     ) -> None:
         with self._changed:
-            for pattern, reason in zip(self._asked.pop(mid, []), reasons, strict=False):
-                (self._refused if reason.is_failure else self._granted).add(pattern)
+            self._subscriptions.answered(mid, [not reason.is_failure for reason in reasons])
             # Only now does the owner hear of a reconnect: what it says next will be answered, and
             # the answer must find the subscriptions in place.
-            if not self._ready and self._granted.issuperset(self._patterns):
+            if not self._ready and self._subscriptions.in_place:
                 self._become_ready()
             self._changed.notify_all()
 
@@ -268,24 +275,13 @@ class MqttLink:
         self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any
     ) -> None:
         with self._changed:
-            self._ready = False
-            self._granted.clear()
-            self._asked.clear()
+            self._forget_connection()
             self._failure = self._failure or f"connection ended: {reason}"
             if self._client.oversized > self._cut_off:
                 self._cut_off = self._client.oversized  # our own doing
             elif not self._closed:
-                self._note_loss(time.monotonic())
+                self._contest.lost(time.monotonic())
             self._changed.notify_all()
-
-    def _note_loss(self, now: float) -> None:
-        if now - self._connected_at > SHORT_CONNECTION_S:
-            self._short_losses.clear()
-            return
-        self._short_losses.append(now)
-        full = len(self._short_losses) == CONTESTED_LOSSES
-        if full and now - self._short_losses[0] < CONTESTED_WINDOW_S:
-            self._contested = True
 
     def _on_publish(
         self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any

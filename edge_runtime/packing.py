@@ -1,8 +1,9 @@
-"""Records to bytes and back: msgpack maps, versioned, checked on arrival.
+"""Records to bytes and back: msgpack arrays, versioned, checked on arrival.
 
-A record is a frozen dataclass. It is written as ``{"v": <version>, "t": <type>, **fields}``, a part
-of it (a dataclass too) as the list of its fields. What arrives has exactly the fields of a known
-type, with the right types and within the limits, or it is a `WireError`.
+A record is a frozen dataclass. It is written as ``[version, type, *fields]``, the type as its
+number in the list of types and the fields in their order; a part of it (a dataclass too) as the
+array of its fields. Names would cost more bytes than what they name. What arrives has exactly the
+fields of a known type, with the right types and within the limits, or it is a `WireError`.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class Packing:
     ) -> None:
         """Limits: `max_bytes` a record, `max_items` a list or dict, `max_text` characters a str."""
         self._version = version
-        self._types = {cls.__name__.lower(): cls for cls in types}
+        self._types = list(types)
+        self._numbers = {cls: number for number, cls in enumerate(self._types)}
         self._fields: dict[type, dict[str, Any]] = {
-            cls: get_type_hints(cls) for cls in [*self._types.values(), *parts]
+            cls: get_type_hints(cls) for cls in [*self._types, *parts]
         }
         self._max_bytes = max_bytes
         self._max_items = max_items
@@ -50,9 +52,9 @@ class Packing:
         Text is cut at `max_text`, invalid Unicode becomes ``?``.
         """
         cls = type(record)
-        fields = {name: self._plain(getattr(record, name)) for name in self._fields[cls]}
+        fields = [self._plain(getattr(record, name)) for name in self._fields[cls]]
         packed: bytes = msgpack.packb(
-            {"v": self._version, "t": cls.__name__.lower(), **fields}, unicode_errors="replace"
+            [self._version, self._numbers[cls], *fields], unicode_errors="replace"
         )
         self._check_size(packed)
         return packed
@@ -71,16 +73,16 @@ class Packing:
             )
         except (ValueError, msgpack.exceptions.UnpackException) as error:
             raise WireError("malformed", f"not msgpack ({type(error).__name__})") from None
-        if not isinstance(raw, dict):
-            raise WireError("malformed", f"expected a map, got {type(raw).__name__}")
-        version = raw.pop("v", None)
+        if not isinstance(raw, list) or len(raw) < 2:
+            raise WireError("malformed", f"expected an array, got {type(raw).__name__}")
+        version, number, *fields = raw
         if type(version) is not int or version != self._version:  # True == 1 == 1.0
             raise WireError("version", f"this side speaks version {self._version} of the protocol")
-        name = raw.pop("t", None)
-        if not isinstance(name, str) or name not in self._types:
+        if type(number) is not int or not 0 <= number < len(self._types):
             # A peer's value goes to our log: reprlib keeps it short, and bears deep nesting.
-            raise WireError("unknown", f"no message type {reprlib.repr(name)}")
-        return self._build(self._types[name], raw, name)
+            raise WireError("unknown", f"no message type {reprlib.repr(number)}")
+        cls = self._types[number]
+        return self._build(cls, fields, cls.__name__.lower())
 
     def _check_size(self, packed: bytes) -> None:
         if len(packed) > self._max_bytes:
@@ -93,26 +95,23 @@ class Packing:
             return [self._plain(item) for item in value]
         return value[: self._max_text] if isinstance(value, str) else value
 
-    def _build(self, cls: type, raw: dict[Any, Any], where: str) -> Any:
+    def _build(self, cls: type, values: Any, where: str) -> Any:
         hints = self._fields[cls]
-        if raw.keys() != hints.keys():
-            odd = reprlib.repr(sorted(map(repr, raw.keys() ^ hints.keys())))
-            raise WireError("malformed", f"{where}: missing or unknown fields {odd}")
+        if not isinstance(values, list) or len(values) != len(hints):
+            count = len(values) if isinstance(values, list) else _name(values)
+            raise WireError("malformed", f"{where}: expected {len(hints)} fields, got {count}")
         return cls(
-            **{
-                name: self._check(raw[name], hint, f"{where}.{name}")
-                for name, hint in hints.items()
-            }
+            *(
+                self._check(value, hint, f"{where}.{name}")
+                for value, (name, hint) in zip(values, hints.items(), strict=True)
+            )
         )
 
     def _check(self, value: Any, hint: Any, where: str) -> Any:
         """`value` as the type `hint`, or `WireError` naming the field."""
         origin = get_origin(hint)
         if hint in self._fields:
-            names = list(self._fields[hint])
-            if not isinstance(value, list) or len(value) != len(names):
-                raise WireError("malformed", f"{where}: expected {hint.__name__}")
-            return self._build(hint, dict(zip(names, value, strict=True)), where)
+            return self._build(hint, value, where)
         if origin is list:
             if not isinstance(value, list):
                 raise WireError("malformed", f"{where}: expected a list, got {_name(value)}")

@@ -1,8 +1,8 @@
-"""Blobs by chunks: what to ask a peer for next (`Download`), and how to answer (`serve`).
+"""Blobs by chunks: what to ask for next (`Download`), and how to answer (`serve`).
 
-No I/O and no clock: the caller sends the wants, hands over the chunks that arrive, and says what
-time it is. Whoever needs a blob asks, at most a window of chunks at a time, so a slow link is never
-flooded and the peer keeps no state.
+No I/O and no clock: the caller asks for what is wanted, hands over the chunks that arrive, and says
+what time it is. Whoever needs a blob asks, at most a window of chunks at a time, so a slow link is
+never flooded and the peer keeps no state.
 
 Lost chunks are told from late ones as in TCP. A chunk is lost when one that was asked for after it
 has arrived (answers keep their order); only chunks asked for once tell that, because the answer to
@@ -14,7 +14,6 @@ between arrivals.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -23,12 +22,14 @@ from typing import NamedTuple
 
 from edge_runtime.blob import chunk, digest
 from edge_runtime.errors import WireError
-from edge_runtime.messages import CHUNK_BYTES, MAX_ITEMS, BlobRef, Chunk, Fetch, Want
+from edge_runtime.messages import MAX_ITEMS, BlobRef, Chunk, Fetch, Want
+from edge_runtime.partial_blob import PartialBlob
 
 MAX_RETRY_S = 30.0  # where back-off ends; a link that is slower than that raises it
 MAX_SLOW_LINK_RETRY_S = 120.0
 MAX_ATTEMPTS = 3
 MAX_CHUNKS_PER_FETCH = 64
+WINDOW = 8
 
 _Key = tuple[bytes, int]  # digest, chunk index
 
@@ -38,58 +39,20 @@ class _Asked(NamedTuple):
     once: bool
 
 
-class _Partial:
-    """A blob that is being put together."""
+class Wants(NamedTuple):
+    """What to ask for: chunks that nobody was asked for yet, and those that did not come."""
 
-    def __init__(self, ref: BlobRef) -> None:
-        self.ref = ref
-        self.failures = 0
-        self.begin()
+    fresh: list[Want]
+    again: list[Want]
 
-    def begin(self) -> None:
-        self.arrived = bytearray(self.ref.chunks)  # one flag a chunk
-        self.missing_chunks = self.ref.chunks
-        self.missing_bytes = self.ref.size_bytes
-        self.next_index = 0  # the first chunk that was neither asked for nor arrived
-        self._buffer: io.BytesIO | None = None
-
-    def check(self, part: Chunk) -> None:
-        size_bytes = min(CHUNK_BYTES, self.ref.size_bytes - part.index * CHUNK_BYTES)
-        if (
-            part.size_bytes != self.ref.size_bytes
-            or part.count != self.ref.chunks
-            or not 0 <= part.index < part.count
-            or len(part.data) != size_bytes
-        ):
-            raise WireError(
-                "bad-chunk",
-                f"{self.ref.kind}: chunk {part.index} of {part.count} with {len(part.data)} of "
-                f"{part.size_bytes} bytes is none of a blob of {self.ref.size_bytes} bytes",
-            )
-
-    def write(self, index: int, data: bytes) -> None:
-        if self._buffer is None:
-            # BytesIO takes over this object, and getvalue() gives it back: there is no second copy.
-            self._buffer = io.BytesIO(bytes(self.ref.size_bytes))
-        self._buffer.seek(index * CHUNK_BYTES)
-        self._buffer.write(data)
-        self.arrived[index] = True
-        self.missing_chunks -= 1
-        self.missing_bytes -= len(data)
-        self.skip_arrived()
-
-    def skip_arrived(self) -> None:
-        while self.next_index < self.ref.chunks and self.arrived[self.next_index]:
-            self.next_index += 1
-
-    def finish(self) -> bytes:
-        assert self._buffer is not None
-        data, self._buffer = self._buffer.getvalue(), None
-        return data
+    @property
+    def all(self) -> list[Want]:
+        """Both, what did not come first."""
+        return self.again + self.fresh
 
 
 class Download:
-    """Puts the blobs `refs` together from one peer's chunks, in the order of `refs`.
+    """Puts the blobs `refs` together from chunks of `chunk_bytes`, in the order of `refs`.
 
     At most `window` chunks are asked for and not answered; after `retry_s` seconds of silence some
     are asked for again. Several refs of one digest are one blob. It holds the blobs that have begun
@@ -97,16 +60,22 @@ class Download:
     it needs blobs of these kinds and sizes. Times are seconds of a monotonic clock.
     """
 
-    def __init__(self, refs: Sequence[BlobRef], window: int = 8, retry_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        refs: Sequence[BlobRef],
+        chunk_bytes: int,
+        window: int = WINDOW,
+        retry_s: float = 5.0,
+    ) -> None:
         if not 0 < window <= MAX_ITEMS or retry_s <= 0:
             raise ValueError(f"expected 1 <= window <= {MAX_ITEMS} and retry_s > 0")
         self._window = window
         self._retry_s = retry_s
-        self._partials: dict[bytes, _Partial] = {}
+        self._partials: dict[bytes, PartialBlob] = {}
         for ref in refs:
-            first = self._partials.setdefault(ref.digest, _Partial(ref)).ref
-            if first.size_bytes != ref.size_bytes:
-                raise WireError("bad-size", f"{first.kind} and {ref.kind}: one digest, two sizes")
+            partial = self._partials.setdefault(ref.digest, PartialBlob(ref, chunk_bytes))
+            if partial.ref != ref:
+                raise WireError("bad-size", f"{partial.name}: one digest, two sizes")
         self._open = dict(self._partials)
         self._blobs: dict[bytes, bytes] = {}
         self._failed: BlobRef | None = None
@@ -144,10 +113,10 @@ class Download:
         """A complete blob, which is not held here any longer; `KeyError` if there is none."""
         return self._blobs.pop(name)
 
-    def wants(self, now_s: float) -> list[Want]:
-        """What to ask for now; empty when there is nothing to ask."""
+    def wants(self, now_s: float) -> Wants:
+        """What to ask for now; both lists are empty when there is nothing to ask."""
         if self._failed:
-            return []
+            return Wants([], [])
         if not self._asked:
             self._heard_s = self._silent_since_s = now_s
         elif now_s >= self._silent_since_s + self._wait_s:
@@ -164,7 +133,12 @@ class Download:
         for key in again + fresh:
             self._asked[key] = _Asked(self._next_number, once=key not in again)
             self._next_number += 1
-        return _ranges(again + fresh)
+        return Wants(_ranges(fresh), _ranges(again))
+
+    def forget_asked(self) -> None:
+        """The connection was lost: what was asked for on it counts as lost."""
+        for key in list(self._asked):
+            self._lose(key)
 
     def next_retry_s(self, now_s: float) -> float:
         """After a call of `wants`: how long until it asks again if no chunk arrives.
@@ -186,15 +160,15 @@ class Download:
         if partial is None:
             raise WireError("unexpected-blob", f"not in this download: {part.digest.hex()[:64]}")
         if partial.ref is self._failed:
-            raise WireError("bad-digest", f"{partial.ref.kind}: given up")
+            raise WireError("bad-digest", f"{partial.name}: given up")
         partial.check(part)
         self._hear((part.digest, part.index), now_s)
         if partial.arrived[part.index]:
-            raise WireError("duplicate-chunk", f"{partial.ref.kind}: chunk {part.index}")
+            raise WireError("duplicate-chunk", f"{partial.name}: chunk {part.index}")
         partial.write(part.index, part.data)
         return None if partial.missing_chunks else self._finish(partial)
 
-    def _finish(self, partial: _Partial) -> BlobRef:
+    def _finish(self, partial: PartialBlob) -> BlobRef:
         ref, data = partial.ref, partial.finish()
         if digest(data) == ref.digest:
             self._blobs[ref.digest] = data
@@ -204,7 +178,8 @@ class Download:
         partial.failures += 1
         if partial.failures == MAX_ATTEMPTS:
             self._failed = ref
-        raise WireError("bad-digest", f"{ref.kind}: attempt {partial.failures} of {MAX_ATTEMPTS}")
+        attempt = f"attempt {partial.failures} of {MAX_ATTEMPTS}"
+        raise WireError("bad-digest", f"{partial.name}: {attempt}")
 
     def _hear(self, key: _Key, now_s: float) -> None:
         """Learn from an arrival what is lost, and how long silence lasts on this link."""
@@ -229,7 +204,7 @@ class Download:
 
     def _fresh(self) -> Iterator[_Key]:
         for name, partial in self._open.items():
-            while partial.next_index < partial.ref.chunks:
+            while partial.next_index < partial.chunks:
                 index = partial.next_index
                 partial.next_index += 1
                 partial.skip_arrived()
@@ -239,6 +214,7 @@ class Download:
 def serve(
     fetch: Fetch,
     find: Callable[[bytes], bytes | None],
+    chunk_bytes: int,
     limit_chunks: int = MAX_CHUNKS_PER_FETCH,
     has_room: Callable[[], bool] = lambda: True,
 ) -> Iterator[Chunk]:
@@ -257,14 +233,14 @@ def serve(
         end = want.first + want.count
         if data is None:
             refusals.append(WireError("unknown-blob", f"nobody holds {want.digest.hex()} here"))
-        elif end > -(-len(data) // CHUNK_BYTES):
+        elif end > -(-len(data) // chunk_bytes):
             refusals.append(WireError("bad-want", f"no chunks {want.first} to {end - 1}"))
         else:
             for index in range(want.first, min(end, want.first + room)):
                 if not has_room():
                     raise WireError("busy", "too many chunks wait to be sent")
                 room -= 1
-                yield chunk(want.digest, data, index)
+                yield chunk(want.digest, data, index, chunk_bytes)
     asked = sum(want.count for want in fetch.wants)
     if asked > limit_chunks:
         refusals.append(WireError("greedy-fetch", f"{asked} chunks, over {limit_chunks}"))

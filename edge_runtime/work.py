@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import cast, get_args
 
 import numpy as np
 
 from edge_runtime.blob import kind_of_expert
-from edge_runtime.errors import ProgramError, WireError
+from edge_runtime.codec import parse_coding
+from edge_runtime.errors import ConfigError, ProgramError, WireError
 from edge_runtime.layout import ProgramLayout
 from edge_runtime.local_gate import Row
-from edge_runtime.messages import Assign, BlobRef
+from edge_runtime.messages import Artifact, Assign
 from edge_runtime.parts import GATE, ModelParts, Tensors, check_like, difference
 from edge_runtime.trainer import MemoryNeed, OptimizerName, Rates, in_mib, misfits
 
@@ -30,8 +32,8 @@ class TooLarge(ProgramError):
 def check_work(work: Assign) -> None:
     """Raise `WireError` for work that makes no sense."""
     experts = work.experts
-    if not experts or experts != sorted(set(experts)) or len(experts) != len(work.expert_blobs):
-        raise WireError("bad-assign", f"experts {experts}, {len(work.expert_blobs)} expert blobs")
+    if not experts or experts != sorted(set(experts)) or len(experts) != len(work.expert_parts):
+        raise WireError("bad-assign", f"experts {experts}, {len(work.expert_parts)} expert parts")
     if work.optimizer not in get_args(OptimizerName):
         raise WireError("bad-assign", "an unknown optimizer; this device is too old for the server")
     if not (1 <= work.epochs <= MAX_EPOCHS and 1 <= work.batch <= MAX_BATCH and work.seed >= 0):
@@ -39,6 +41,10 @@ def check_work(work: Assign) -> None:
     rates = rates_of(work)
     for name, must in misfits(rates).items():
         raise WireError("bad-assign", f"{name}: expected {must}, got {getattr(rates, name)}")
+    try:
+        parse_coding(work.codec)
+    except ConfigError as error:
+        raise WireError("unknown-codec", f"this device cannot code its update: {error}") from None
 
 
 def rates_of(work: Assign) -> Rates:
@@ -67,37 +73,59 @@ def check_memory(work: Assign, need: MemoryNeed, available_bytes: int) -> None:
         )
 
 
-def references(work: Assign) -> list[BlobRef]:
-    """All blobs that the work needs."""
+def contents_of(work: Assign) -> list[tuple[str, Artifact]]:
+    """All contents that the work builds on, with their kinds."""
+    experts = map(kind_of_expert, work.experts)
     return [
-        work.training_program,
-        work.evaluation_program,
-        work.backbone,
-        work.gate,
-        *work.expert_blobs,
+        ("program", work.training_program),
+        ("program", work.evaluation_program),
+        ("backbone", work.backbone),
+        ("gate", work.gate),
+        *zip(experts, work.expert_parts, strict=True),
     ]
+
+
+def same_task(one: Assign, other: Assign) -> bool:
+    """Whether both are the same work on the same contents, whatever frames lead there."""
+    return _bare(one) == _bare(other)
+
+
+def _bare(work: Assign) -> Assign:
+    return replace(
+        work,
+        training_program=_goal(work.training_program),
+        evaluation_program=_goal(work.evaluation_program),
+        backbone=_goal(work.backbone),
+        gate=_goal(work.gate),
+        expert_parts=[_goal(part) for part in work.expert_parts],
+    )
+
+
+def _goal(artifact: Artifact) -> Artifact:
+    return Artifact(artifact.digest, b"", [])
 
 
 def starting_parts(
     work: Assign,
     layout: ProgramLayout,
-    tensors: Callable[[BlobRef], Tensors],
+    tensors: Callable[[Artifact], Tensors],
     own_rows: Mapping[int, Row],
 ) -> ModelParts:
     """The weights that the work starts from.
 
-    `tensors` decodes a blob; `own_rows` are gate rows [features] by expert that the device kept,
-    and that stand before the server's. The gate's rows of other experts are 0: no program of this
-    subset looks at them.
+    `tensors` gives those of a part; `own_rows` are gate rows [features] by expert that the device
+    kept, and that stand before the server's. The gate's rows of other experts are 0: no program of
+    this subset looks at them.
     """
     shapes = {weight.name: weight.shape for weight in layout.weights}
     if len(shapes.get(GATE, ())) != 2 or not set(work.experts) <= set(range(shapes[GATE][0])):
         raise ProgramError(f"the program's gate has no rows for experts {work.experts}")
     gate = np.zeros(shapes[GATE], np.float32)
-    gate[work.experts] = check_like(tensors(work.gate), {GATE: gate[work.experts]}, "gate")[GATE]
+    given = check_like(tensors(work.gate), {GATE: gate}, "gate")[GATE]
+    gate[work.experts] = given[work.experts]
     for expert in own_rows.keys() & set(work.experts):
         gate[expert] = own_rows[expert]
-    experts = tuple(tensors(ref) for ref in work.expert_blobs)
+    experts = tuple(tensors(part) for part in work.expert_parts)
     return ModelParts(tensors(work.backbone), gate, experts)
 
 

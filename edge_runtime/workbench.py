@@ -7,29 +7,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edge_runtime import local_training
-from edge_runtime.blob import BlobShelf, make_ref
-from edge_runtime.codec import Codec
+from edge_runtime.contents import Contents
 from edge_runtime.errors import ProgramError, WireError
 from edge_runtime.local_gate import LocalGate
 from edge_runtime.local_training import Evaluation, LocalResult
-from edge_runtime.messages import Assign, BlobRef
+from edge_runtime.messages import Artifact, Assign
 from edge_runtime.parts import ModelParts, Tensors, merge, split
+from edge_runtime.residual import Residuals
 from edge_runtime.shard import Shard
 from edge_runtime.telemetry import usable_memory_bytes
+from edge_runtime.tensor_blob import unpack_tensors
 from edge_runtime.trainer import Trainer, in_mib
-from edge_runtime.work import TooLarge, changes, check_memory, rates_of, starting_parts
+from edge_runtime.update import Update, code_update
+from edge_runtime.work import TooLarge, check_memory, rates_of, starting_parts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the work came to; `update` are the blobs of what training changed.
-
-    `train_s` is the time of training alone.
-    """
+    """What the work came to; `train_s` is the time of training alone."""
 
     result: LocalResult
     tested: Evaluation
-    update: list[tuple[BlobRef, bytes]]
+    update: Update
     train_s: float
 
 
@@ -40,18 +39,18 @@ class Workbench:
         self,
         trainer: Trainer,
         shard: Shard,
-        codec: Codec,
-        shelf: BlobShelf,
+        contents: Contents,
         local_gate: LocalGate,
+        residuals: Residuals,
         memory_limit_bytes: int | None,
         clock: Callable[[], float],
     ) -> None:
         """`memory_limit_bytes`: what training may use; None: what is free when it begins."""
         self._trainer = trainer
         self._shard = shard
-        self._codec = codec
-        self._shelf = shelf
+        self._contents = contents
         self._local_gate = local_gate
+        self._residuals = residuals
         self._memory_limit_bytes = memory_limit_bytes
         self._clock = clock
         self._programs: tuple[bytes, bytes] | None = None  # digests of the loaded pair
@@ -61,8 +60,8 @@ class Workbench:
     def prepare(self, work: Assign) -> ModelParts:
         """The weights to start from; the pair of programs is loaded if it is another.
 
-        The shelf must hold all that the work names. Raises `TooLarge` if training needs more memory
-        than there is, `ProgramError` or `WireError` if anything does not fit.
+        The device must hold all that the work builds on. Raises `TooLarge` if training needs more
+        memory than there is, `ProgramError` or `WireError` if anything does not fit.
         """
         pair = (work.training_program.digest, work.evaluation_program.digest)
         # The optimizer's state and the gradients depend on the rates and the batch too.
@@ -117,11 +116,7 @@ class Workbench:
         after = split(self._trainer.weights())
         if work.local_gate:
             self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
-        update = [
-            (make_ref(kind, data), data)
-            for kind, change in changes(work, before, after)
-            for data in [self._codec.encode(change)]
-        ]
+        update = code_update(work, before, after, self._residuals)
         return Outcome(result, tested, update, train_s)
 
     def _make_room(self, work: Assign, pair: tuple[bytes, bytes]) -> None:
@@ -151,13 +146,11 @@ class Workbench:
                 self._needed_bytes,
             ) from None
 
-    def _blob(self, ref: BlobRef) -> bytes:
-        data = self._shelf.get(ref.digest)
+    def _blob(self, part: Artifact) -> bytes:
+        data = self._contents.get(part.digest)
         if data is None:
-            raise WireError(
-                "missing-blob", f"{ref.kind} left the shelf; it is too small for a round"
-            )
+            raise WireError("missing-content", f"{part.digest.hex()[:8]} is not here any more")
         return data
 
-    def _tensors(self, ref: BlobRef) -> Tensors:
-        return dict(self._codec.decode(self._blob(ref)))
+    def _tensors(self, part: Artifact) -> Tensors:
+        return unpack_tensors(self._blob(part))

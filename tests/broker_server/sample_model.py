@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_runtime.blob import kind_of_expert, make_ref
-from edge_runtime.codec import RawCodec
-from edge_runtime.messages import Assign, BlobRef, Report
+from edge_runtime.blob import digest, kind_of_expert, make_ref
+from edge_runtime.codec import encode as encode_tensors
+from edge_runtime.codec import parse_coding
+from edge_runtime.codecs.planes import to_planes
+from edge_runtime.messages import Artifact, Assign, Report
 from edge_runtime.parts import GATE, ModelParts, Tensors
 from model_export.models import ModelSpec
 
 SAMPLES = 10
 SPEC = ModelSpec("digits", (4,), 3, 4)
-CODEC = RawCodec()
+CODING = "raw"
 
 
 def random_model(seed: int, experts: int = 4, big: int = 3) -> ModelParts:
@@ -45,9 +47,17 @@ def changes(seed: int, model: ModelParts, experts: Sequence[int]) -> dict[str, T
     }
 
 
-def encode(tensors: dict[str, Tensors]) -> dict[str, bytes]:
-    """Each kind's tensors as a blob."""
-    return {kind: CODEC.encode(dict(value)) for kind, value in tensors.items()}
+def encode(tensors: dict[str, Tensors], coding: str = CODING) -> dict[str, bytes]:
+    """Each kind's tensors, coded."""
+    rng, codec = np.random.default_rng(0), parse_coding(coding)
+    return {kind: encode_tensors(value, codec, rng) for kind, value in tensors.items()}
+
+
+def encode_anything(tensors: Tensors) -> bytes:
+    """Coded as `raw` codes, but for values that are no numbers too."""
+    header = encode({"": {name: np.zeros_like(value) for name, value in tensors.items()}})[""][:2]
+    words = np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).view(np.uint32)
+    return header + to_planes((words << 1) | (words >> 31))
 
 
 def make_assign(
@@ -56,24 +66,24 @@ def make_assign(
     number: int = 1,
     attempt: int = 1,
     local_gate: bool = False,
-    blobs: dict[str, bytes] | None = None,
+    artifacts: dict[str, Artifact] | None = None,
 ) -> Assign:
-    """Work on `experts`; `blobs` are what it names, by kind, or none that exist."""
-    blobs = blobs or {}
+    """Work on `experts`; `artifacts` by kind are what it builds on, or what devices hold."""
+    named = artifacts or {}
 
-    def ref(kind: str) -> BlobRef:
-        return make_ref(kind, blobs.get(kind, kind.encode()))
+    def artifact(kind: str) -> Artifact:
+        return named.get(kind) or Artifact(digest(kind.encode()), b"", [])
 
     return Assign(
         session=session,
         round=number,
         attempt=attempt,
         experts=list(experts),
-        training_program=ref("program"),
-        evaluation_program=ref("program"),
-        backbone=ref("backbone"),
-        gate=ref("gate"),
-        expert_blobs=[ref(kind_of_expert(e)) for e in experts],
+        training_program=artifact("program"),
+        evaluation_program=artifact("program"),
+        backbone=artifact("backbone"),
+        gate=artifact("gate"),
+        expert_parts=[artifact(kind_of_expert(e)) for e in experts],
         local_gate=local_gate,
         epochs=1,
         batch=8,
@@ -86,11 +96,12 @@ def make_assign(
         epsilon=1e-8,
         clip_norm=0.0,
         seed=7,
+        codec=CODING,
     )
 
 
 def make_report(assign: Assign, update: dict[str, bytes], samples: int = SAMPLES) -> Report:
-    """A good answer to `assign` with the blobs `update`."""
+    """A good answer to `assign` with the coded sections `update`, by kind."""
     k = len(assign.experts)
     usage = [samples - (k - 1), *[1] * (k - 1)]
     return Report(
@@ -105,5 +116,8 @@ def make_report(assign: Assign, update: dict[str, bytes], samples: int = SAMPLES
         test_hits=1,
         test_samples=2,
         telemetry={"train_s": 1.0},
-        update=[make_ref(kind, data) for kind, data in update.items()],
+        update=make_ref(b"".join(update.values()) or b"nothing"),
+        sections=[len(section) for section in update.values()],
+        account=[],
+        dropped=[],
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from broker_server.record import ClientRound, Device, RoundRecord
-from edge_runtime.ledger import NOBODY, LedgerRow
+from broker_server.record import BytesRow, ClientRound, Device, RoundRecord
+from edge_runtime.ledger import EVERYONE, NOBODY
 
-KINDS = ("backbone", "gate", "expert:0", "expert:1", "message")
+KINDS = ("backbone", "gate", "expert:0", "expert:1", "control")
 
 
 def client_round(name: str, number: int = 1) -> ClientRound:
@@ -43,30 +44,54 @@ def device(name: str) -> Device:
     return Device(name, 100, 25, "executorch", "aarch64", 4.0, 2**31, "0.1.0")
 
 
-def ledger_rows(names: list[str]) -> list[LedgerRow]:
+def byte_rows(names: Sequence[str]) -> list[BytesRow]:
+    """A round's rows: each device sends an update, and takes a frame of each part.
+
+    Up, each kind is 1000, 2000, ... payload bytes in 2 packets with 50 bytes around them; down, the
+    same, published once for all of them, but for the control messages. Each packet is answered by
+    one of 4 bytes.
+    """
     rows = [
-        LedgerRow(name, direction, kind, 1000 * (1 + place), 1000 * (1 + place) + 50, 2)
-        for name in names
-        for direction in ("up", "down")
-        for place, kind in enumerate(KINDS)
+        BytesRow("server", NOBODY, "down", "connection", 0, 60, 0),
+        BytesRow("server", NOBODY, "up", "connection", 0, 90, 0),
     ]
-    return [LedgerRow(NOBODY, "up", "connection", 0, 90, 0), *rows]
+    for place, kind in enumerate(KINDS):
+        payload, wire, acks = 1000 * (1 + place), 1000 * (1 + place) + 50, 8
+        control = kind == "control"
+        if not control:
+            rows += [
+                BytesRow("server", EVERYONE, "down", kind, payload, wire, 2),
+                BytesRow("server", EVERYONE, "up", kind, 0, acks, 0),
+            ]
+        for name in names:
+            sent = BytesRow("server", name, "up", kind, payload, wire + acks * control, 2)
+            answered = BytesRow("server", name, "down", kind, 0, acks, 0)
+            told = BytesRow("server", name, "down", kind, payload, wire + acks, 2)
+            rows += [sent, told if control else answered]
+            for direction in ("up", "down"):
+                rows.append(BytesRow("device", name, direction, kind, payload, wire + acks, 2))
+    for name in names:
+        rows.append(BytesRow("device", name, "down", "connection", 0, 30, 0))
+        rows.append(BytesRow("device", name, "up", "connection", 0, 70, 0))
+    return sorted(rows)
 
 
 def round_record(
     number: int = 1, names: tuple[str, ...] = ("device-00", "device-01")
 ) -> RoundRecord:
     """A round in which every device answered."""
-    rows = ledger_rows(list(names))
-    up = sum(row.wire_bytes for row in rows if row.direction == "up")
-    down = sum(row.wire_bytes for row in rows if row.direction == "down")
+    rows = byte_rows(names)
+    own = [row for row in rows if row.side == "device"]
+    ours = [row for row in rows if row.side == "server"]
     return RoundRecord(
         round=number,
         global_accuracy=1 - 0.5 / number,
         device_accuracy=0.75,
         loss=1.25 / number,
-        uplink_bytes=up,
-        downlink_bytes=down,
+        uplink_bytes=sum(row.wire_bytes for row in own if row.direction == "up"),
+        downlink_bytes=sum(row.wire_bytes for row in own if row.direction == "down"),
+        egress_bytes=sum(row.wire_bytes for row in ours if row.direction == "down"),
+        ingress_bytes=sum(row.wire_bytes for row in ours if row.direction == "up"),
         load_cv=0.0125,
         usage_cv=0.375,
         routed_cv=0.25,
@@ -81,8 +106,6 @@ def round_record(
         violated_samples=0,
         least_violation=0.0,
         solver="cp-sat",
-        socket_sent_bytes=down,
-        socket_received_bytes=up,
         load=[200 * number, 200 * number],
         usage=[122, 78],
         clients=[client_round(name, number) for name in names],

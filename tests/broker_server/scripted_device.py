@@ -6,9 +6,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
+from edge_runtime.codec import known_codecs
 from edge_runtime.errors import WireError
 from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import DeviceMailbox, up_topic
+from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.memory_link import MemoryLink
 from edge_runtime.messages import (
     Assign,
@@ -19,16 +20,32 @@ from edge_runtime.messages import (
     Message,
     Report,
     Rollcall,
+    Welcome,
     pack,
     same_work,
 )
 from edge_runtime.parts import ModelParts
+from edge_runtime.topics import up_topic
 from edge_runtime.transfer import serve
 from tests.broker_server.sample_model import SAMPLES, changes, encode, make_report
 from tests.edge_runtime.driven import World
 
 FEDERATION = "fed"
-HELLO = Hello("", SAMPLES, 2, [4], 3, "executorch", "x86_64", 2.0, 1 << 30, "0.1")
+HELLO = Hello(
+    session="",
+    samples=SAMPLES,
+    test_samples=2,
+    shape=[4],
+    labels=3,
+    trainer="executorch",
+    machine="x86_64",
+    cores=2.0,
+    memory_available_bytes=1 << 30,
+    version="0.1",
+    link="",
+    codecs=known_codecs(),
+    held=[],
+)
 
 
 class Device:
@@ -76,6 +93,8 @@ class Device:
         match message:
             case Rollcall():
                 self.mailbox.send(self.hello)
+            case Welcome():
+                self.mailbox.chunk_bytes = message.chunk_bytes
             case Assign():
                 self.work(message)
             case Fetch():
@@ -92,7 +111,7 @@ class Device:
 
     def prepare(self, assign: Assign) -> None:
         """Make the update and the report."""
-        update = encode(changes(self.seed, self.model, assign.experts))
+        update = encode(changes(self.seed, self.model, assign.experts), assign.codec)
         if assign.local_gate:
             del update["gate"]
         self.answer_with(assign, update)
@@ -100,8 +119,12 @@ class Device:
     def answer_with(self, assign: Assign, update: dict[str, bytes]) -> None:
         self.update = update
         self.report = make_report(assign, update, self.hello.samples)
-        refs = zip(self.report.update, update.values(), strict=True)
-        self.blobs = {ref.digest: data for ref, data in refs}
+        self.blobs = {self.report.update.digest: self.data}
+
+    @property
+    def data(self) -> bytes:
+        """The update as it travels."""
+        return b"".join(self.update.values())
 
     def change_report(self, **fields: object) -> None:
         assert self.report is not None
@@ -109,7 +132,7 @@ class Device:
 
     def serve(self, fetch: Fetch) -> None:
         try:
-            for chunk in serve(fetch, self.blobs.get):
+            for chunk in serve(fetch, self.blobs.get, self.mailbox.chunk_bytes):
                 self.send_chunk(chunk)
         except WireError:
             pass  # asked for what it does not hold (any more)

@@ -14,10 +14,12 @@ import numpy as np
 
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import Assignment, Problem
+from broker_server.broadcast import Broadcast
 from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
+from broker_server.publication import Publication
 from broker_server.record import RoundRecord
 from broker_server.roster import Roster
 from broker_server.round_problem import chosen_policy
@@ -30,7 +32,6 @@ from edge_runtime.parts import split
 from model_export.models import ModelSpec, make_model
 from model_export.split import to_weights
 from tests.broker_server.layout_programs import LayoutPrograms
-from tests.broker_server.sample_model import CODEC
 from tests.broker_server.scripted_device import FEDERATION, HELLO, Device
 from tests.edge_runtime.driven import DrivenLink, World
 
@@ -81,8 +82,13 @@ class Fleet:
         self.records: list[RoundRecord] = []
         self.devices: dict[str, Device] = {}
         mailbox = ServerMailbox(DrivenLink(self.world, "server"), FEDERATION, Ledger())
+        wire = settings.wire
+        publication = Publication(wire.codings, wire.whole_every, settings.seed)
+        artifacts = Artifacts(settings, spec, LayoutPrograms(), publication)
         roster, spool = Roster(spec, "s"), Spool(folder / "spool")
-        self.exchange = Exchange(mailbox, roster, "s", spool, CODEC, clock=self.world.clock)
+        clock = self.world.clock
+        self.broadcast = Broadcast(mailbox, artifacts.find, clock=clock)
+        self.exchange = Exchange(mailbox, roster, self.broadcast, "s", spool, experts, clock=clock)
         decide = chosen_policy(settings)
 
         def noted(problem: Problem) -> Assignment:
@@ -95,8 +101,8 @@ class Fleet:
             roster=roster,
             exchange=self.exchange,
             spool=spool,
-            codec=CODEC,
-            artifacts=Artifacts(settings, spec, LayoutPrograms(), CODEC),
+            publication=publication,
+            artifacts=artifacts,
             policy=noted,
             evaluation=GlobalEvaluation(
                 spec, np.ones((1, 64), np.float32), np.zeros(1, np.int64), False

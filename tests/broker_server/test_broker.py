@@ -102,6 +102,45 @@ def test_it_starts_on_loopback_and_stops(
         MqttLink(broker.host, broker.port, "device")
 
 
+def test_a_newcomer_gets_nothing_that_others_subscribed_to(broker: Broker, unique: str) -> None:
+    with (
+        closing(MqttLink(broker.host, broker.port, f"{unique}-1")) as listener,
+        closing(MqttLink(broker.host, broker.port, f"{unique}-2")) as sender,
+    ):
+        listener.listen([f"{unique}/1"])
+        sender.publish(f"{unique}/1", bytes(5000), retain=True)
+        assert sender.flush(WAIT_S) and listener.receive(WAIT_S)
+        with closing(MqttLink(broker.host, broker.port, f"{unique}-3")) as newcomer:
+            newcomer.subscribe(f"{unique}/2")
+            newcomer.publish(f"{unique}/2", b"through")
+            packet = newcomer.receive(WAIT_S)
+            assert packet is not None and packet.payload == b"through"
+            assert newcomer.received_bytes < 100
+
+
+def test_the_end_of_a_device_that_takes_nothing_is_noticed(broker: Broker, unique: str) -> None:
+    """It asked for retained messages and was cut off before it acknowledged the first one."""
+    topics = [f"{unique}/{i}" for i in range(4)]
+    gone = f"{unique}/gone".encode()
+    with closing(MqttLink(broker.host, broker.port, f"{unique}-watcher")) as watcher:
+        for topic in topics:
+            watcher.publish(topic, bytes(1000), retain=True)
+        assert watcher.flush(WAIT_S)
+        watcher.subscribe(gone.decode())
+        with socket.create_connection((broker.host, broker.port), WAIT_S) as device:
+            name = unique.encode()
+            body = b"\x00\x04MQTT\x04\x06\x00\x00"  # a clean session with a last will
+            body += b"".join(len(text).to_bytes(2, "big") + text for text in (name, gone, b"!"))
+            device.sendall(b"\x10" + bytes([len(body)]) + body)
+            assert device.recv(4) == b"\x20\x02\x00\x00"
+            wanted = [len(topic).to_bytes(2, "big") + topic.encode() + b"\x01" for topic in topics]
+            body = b"\x00\x07" + b"".join(wanted)
+            device.sendall(b"\x82" + bytes([len(body)]) + body)
+            assert device.recv(4)  # the answer, or the first message
+        packet = watcher.receive(WAIT_S)
+        assert packet is not None and (packet.topic, packet.payload) == (gone.decode(), b"!")
+
+
 def test_its_log_stays_quiet(broker_kind: str, tmp_path: Path) -> None:
     with open_broker(broker_kind, None, tmp_path) as broker:
         with closing(MqttLink(broker.host, broker.port, "device")) as link:

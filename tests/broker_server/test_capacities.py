@@ -19,20 +19,23 @@ from broker_server.capacities import (
     too_slow,
 )
 from broker_server.capacity import Cap, Capacity
-from broker_server.demand import Demand
+from broker_server.demand import Demand, Moves
 from broker_server.experiment import Experiment
 from broker_server.pace import Pace
+from broker_server.publication import Publication
 from broker_server.roster import Roster
 from broker_server.work import Answer, Observed
-from edge_runtime.codec import RawCodec
+from edge_runtime.codec import known_codecs
 from edge_runtime.errors import ConfigError, FleetError
 from edge_runtime.messages import Hello
 from model_export.models import ModelSpec
 from tests.broker_server.layout_programs import LayoutPrograms
 
 SPEC = ModelSpec("digits", (64,), 10, 8)
-HELLO = Hello("", 200, 20, [64], 10, "native", "x86_64", 2.0, 1 << 30, "0.1")
-DEMAND = Demand(3, 100.0, 0, 4000, 1000, 100, False)
+HELLO = Hello(
+    "", 200, 20, [64], 10, "native", "x86_64", 2.0, 1 << 30, "0.1", "", known_codecs(), []
+)
+DEMAND = Demand(3, 100.0, 0, Moves(4000, 1100), Moves(4000, 1100))
 PASSES = HELLO.samples * DEMAND.epochs
 NAMES = ["a", "b", "c"]
 
@@ -53,7 +56,8 @@ class Fleet:
         self.demand = demand
         self.roster = Roster(SPEC, "s")
         self.past = Past({}, {})
-        self.artifacts = Artifacts(self.experiment, SPEC, LayoutPrograms(), RawCodec())
+        publication = Publication(self.experiment.wire.codings, 0, 0)
+        self.artifacts = Artifacts(self.experiment, SPEC, LayoutPrograms(), publication)
         for name in NAMES:
             self.hello(name)
 

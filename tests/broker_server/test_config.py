@@ -14,6 +14,7 @@ from broker_server.assignment import POLICIES
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Data, Experiment, Model
 from broker_server.load import Balance
+from edge_runtime.codec import PRESETS, Preset
 from edge_runtime.errors import ConfigError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -140,6 +141,13 @@ def test_overrides_are_toml_values_or_texts(file: Path) -> None:
     assert experiment.name == "7"
 
 
+def test_a_presets_codecs_may_be_replaced_one_by_one(file: Path) -> None:
+    file.write_text('[wire]\npreset = "narrow"\ndownlink = "int8+zip"')
+    codings = load_experiment(file, ["wire.uplink=int4"]).wire.codings
+    assert codings == Preset("int4", "int8+zip", PRESETS["narrow"].whole)
+    assert Experiment().wire.codings == PRESETS["default"]
+
+
 def test_a_list_of_capacities_is_dealt_out_in_order(file: Path) -> None:
     model = load(file, "[model]\nexperts_per_device = [1, 2, 4]").model
     assert [model.experts_asked(device) for device in range(5)] == [1, 2, 4, 1, 2]
@@ -217,6 +225,12 @@ def test_a_list_of_capacities_is_dealt_out_in_order(file: Path) -> None:
         ("[round]\nbyte_budget = 1e6", "round.byte_budget", "a whole number", "1000000.0"),
         ("[round]\nquorum = 0", "round.quorum", "a number > 0 and <= 1", "0"),
         ("[round]\ndeadline_s = 2000-01-01", "round.deadline_s", "a number", "2000-01-01"),
+        ("[wire]\npreset = 'best'", "wire.preset", '"lossless" or "default" or', '"best"'),
+        ("[wire]\nuplink = 'int9'", "wire.uplink", "a codec such as raw", '"int9"'),
+        ("[wire]\nuplink = 'topk(2)'", "wire.uplink", "a codec such as raw", '"topk(2)"'),
+        ("[wire]\ndownlink = 'raw+gzip'", "wire.downlink", "a codec such as", '"raw+gzip"'),
+        ("[wire]\nwhole = 3", "wire.whole", "a text", "3"),
+        ("[wire]\nwhole_every = -1", "wire.whole_every", "a whole number >= 0", "-1"),
         ("[broker]\nport = 65536", "broker.port", "a whole number", "65536"),
         ("broker = 'host'", "broker.address", "auto, mosquitto, amqtt", '"host"'),
         ("broker = 'host:70000'", "broker.address", "auto, mosquitto, amqtt", '"host:70000"'),
@@ -338,6 +352,7 @@ def test_what_is_written_loads_back_equal(
                 "file": str(tmp_path / "X.npy"),
             },
             "participation": {"fraction": rate, "count": count},
+            "wire": {"preset": "narrow", "uplink": f"topk({rate!r})", "whole_every": count},
         }
     )
     written = tmp_path / "config.toml"

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import rich.console
 
+from broker_server.agreement import Comparison
 from broker_server.console import Console, replay
 from broker_server.sink import Sink
 from tests.broker_server.sample_records import late_client, round_record, troubled_record
 
 FACTS = {"name": "quickstart", "model": "digits", "devices": 2, "rounds": 3, "seed": 0}
+
+AGREED = [Comparison("up, payload", "server received", "devices sent", 7, 7)]
 
 
 class Paper(io.StringIO):
@@ -35,7 +38,7 @@ def run(sink: Sink, joined: int = 2) -> None:
     records = [round_record(1), troubled_record(2), round_record(3)]
     for record in records:
         sink.round_finished(record)
-    sink.finished(records, Path("runs/quickstart"))
+    sink.finished(records, Path("runs/quickstart"), AGREED)
 
 
 def test_a_pipe_gets_one_aligned_line_a_round() -> None:
@@ -48,7 +51,7 @@ def test_a_pipe_gets_one_aligned_line_a_round() -> None:
     head, first, second, third = lines[2:6]
     assert head.split()[:6] == ["round", "global", "device", "loss", "up", "down"]
     assert first.split() == [
-        "1", "0.5000", "0.7500", "1.250", "29.9", "KiB", "29.8", "KiB", "0.0125", "0.375", "2.50",
+        "1", "0.5000", "0.7500", "1.250", "30.0", "KiB", "29.9", "KiB", "0.0125", "0.375", "2.50",
         "2/2", "0.00", "%", "0", "0.016",
     ]  # fmt: skip
     assert head.split()[-4:] == ["ok", "gap", "slack", "assign"]
@@ -60,7 +63,11 @@ def test_a_pipe_gets_one_aligned_line_a_round() -> None:
         "device-01 left: connection lost"
     )
     assert "Bytes by device" in lines
-    assert lines[-1] == "Everything is in runs/quickstart"
+    assert lines[-3:] == [
+        "Bytes: all counts agree within 0.1 % (at most 0.000 % apart)",
+        "",
+        "Everything is in runs/quickstart",
+    ]
     assert all(line == line.rstrip() for line in lines)
     assert "\x1b" not in paper.getvalue()
 
@@ -133,7 +140,7 @@ def test_a_terminal_keeps_every_round_whatever_its_height(terminal: rich.console
         console.started({**FACTS, "rounds": 40})
         for number in range(1, 41):
             console.round_finished(round_record(number))
-        console.finished([round_record(40)], Path("runs/quickstart"))
+        console.finished([round_record(40)], Path("runs/quickstart"), ())
     lines = seen(terminal)
     rounds = [line.split()[0] for line in lines if line.endswith("2/2")]
     assert rounds == [str(number) for number in range(1, 41)]
@@ -186,7 +193,8 @@ def test_a_replay_prints_what_the_run_printed() -> None:
     live, again = Paper(), Paper()
     run(Console(rich.console.Console(file=live)))
     records = [round_record(1), troubled_record(2), round_record(3)]
-    replay(records, FACTS, Path("runs/quickstart"), rich.console.Console(file=again))
+    paper = rich.console.Console(file=again)
+    replay(records, FACTS, Path("runs/quickstart"), AGREED, paper)
     assert again.getvalue() == live.getvalue().replace("2 of 2 devices are there\n", "")
 
 
@@ -219,7 +227,7 @@ def test_a_device_cannot_write_to_the_terminal_at_will(terminal: rich.console.Co
     with Console(terminal) as console:
         console.started(FACTS)
         console.round_finished(record)
-        console.finished([record], Path("run"))
+        console.finished([record], Path("run"), ())
     assert isinstance(terminal.file, io.StringIO)
     assert not {"\x1b[2J", "\x9b"} & set(re.findall("\x1b\\[2J|\x9b", terminal.file.getvalue()))
     assert not any(line.startswith("round 9") for line in seen(terminal))

@@ -18,11 +18,13 @@ import pytest
 from broker_server import load
 from broker_server.aggregation import Aggregator, ClientUpdate
 from broker_server.artifacts import Artifacts
+from broker_server.broadcast import Broadcast
 from broker_server.capacity import Cap
 from broker_server.coordinator import BeginAgain, Federation, run_round, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
+from broker_server.publication import Publication
 from broker_server.record import RoundRecord
 from broker_server.roster import Roster
 from broker_server.round_problem import chosen_policy
@@ -36,17 +38,19 @@ from device_profiles.shards import make_shards
 from edge_runtime import local_training, telemetry
 from edge_runtime.agent import Agent
 from edge_runtime.blob import BlobShelf
-from edge_runtime.codec import RawCodec
+from edge_runtime.codec import known_codecs
+from edge_runtime.contents import Contents
 from edge_runtime.errors import FleetError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
 from edge_runtime.layout import ROLES
-from edge_runtime.ledger import Ledger, total_wire_bytes
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox, up_topic
+from edge_runtime.ledger import EVERYONE, Ledger
+from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
 from edge_runtime.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.messages import Failed, Gone, Hello, pack
 from edge_runtime.native_trainer import NativeTrainer
 from edge_runtime.parts import ModelParts, difference, merge, split
 from edge_runtime.shard import Shard
+from edge_runtime.topics import up_topic
 from edge_runtime.trainer import Batch, MemoryNeed, Rates, StepResult, Trainer, in_mib
 from model_export.cache import ProgramCache
 from model_export.models import ModelSpec, make_model
@@ -70,6 +74,7 @@ def make_experiment(**sections: Mapping[str, Any]) -> Experiment:
         "data": {"devices": DEVICES},
         "model": {"experts": EXPERTS, "experts_per_device": K},
         "train": {"epochs": 1, "batch": BATCH, "learning_rate": 0.1},
+        "wire": {"preset": "lossless"},
         "round": {"quorum": 0.5, "join_timeout_s": 30.0, "rejoin_s": 5.0, "deadline_s": 60.0},
     }
     for name, keys in sections.items():
@@ -120,8 +125,8 @@ class Devices:
             mailbox = DeviceMailbox(link, FEDERATION, name, Ledger())
             trainer = make_trainer(name, mailbox)
             limit = (limits or {}).get(name)
-            shelf = BlobShelf(1 << 24)
-            agent = Agent(mailbox, shard, trainer, RawCodec(), shelf, memory_limit_bytes=limit)
+            contents = Contents(BlobShelf(1 << 24))
+            agent = Agent(mailbox, shard, trainer, contents, memory_limit_bytes=limit)
             thread = threading.Thread(target=self._live, args=(name, agent), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -156,17 +161,23 @@ class Server:
         broker: MemoryBroker,
         folder: Path,
         cache: ProgramCache | None = None,
+        retain: bool = True,
     ) -> None:
         self.link = MemoryLink(broker, "server")
         self.mailbox = ServerMailbox(self.link, FEDERATION, Ledger())
-        codec, spool, roster = RawCodec(), Spool(folder / "spool"), Roster(SPEC, SESSION)
+        spool, roster = Spool(folder / "spool"), Roster(SPEC, SESSION, retained=retain)
+        publication = Publication(
+            experiment.wire.codings, experiment.wire.whole_every, experiment.seed
+        )
+        artifacts = Artifacts(experiment, SPEC, cache or LayoutPrograms(), publication)
+        broadcast = Broadcast(self.mailbox, artifacts.find, retain)
         self.federation = Federation(
             experiment=experiment,
             roster=roster,
-            exchange=Exchange(self.mailbox, roster, SESSION, spool, codec),
+            exchange=Exchange(self.mailbox, roster, broadcast, SESSION, spool, EXPERTS),
             spool=spool,
-            codec=codec,
-            artifacts=Artifacts(experiment, SPEC, cache or LayoutPrograms(), codec),
+            publication=publication,
+            artifacts=artifacts,
             policy=chosen_policy(experiment),
             evaluation=GlobalEvaluation(
                 SPEC, digits.x_test, digits.y_test, experiment.gate.mode == "local"
@@ -350,30 +361,79 @@ def test_a_rounds_bytes_are_the_sum_of_its_rows(
             records.append(record)
         everything = server.mailbox.ledger.rows()
     for record in records:
-        assert record.uplink_bytes == total_wire_bytes(record.bytes, "up")
-        assert record.downlink_bytes == total_wire_bytes(record.bytes, "down")
-        # A few small messages may lie unread in the inbox: the socket has seen them already.
-        assert abs(record.socket_sent_bytes - record.downlink_bytes) < 500
-        assert abs(record.socket_received_bytes - record.uplink_bytes) < 5000
+        ours = [row for row in record.bytes if row.side == "server"]
+        for direction, socket_bytes in (
+            ("down", record.egress_bytes),
+            ("up", record.ingress_bytes),
+        ):
+            booked = sum(row.wire_bytes for row in ours if row.direction == direction)
+            # A few small messages may lie unread in the inbox: the socket has seen them already.
+            assert abs(socket_bytes - booked) < 5000
         assert record.drops == {} or set(record.drops) == {"duplicate"}
-        kinds = {(row.direction, row.kind) for row in record.bytes if row.client in NAMES}
-        assert {("up", "backbone"), ("up", "gate"), ("down", "gate"), ("up", "message")} <= kinds
+        kinds = {(row.direction, row.kind) for row in ours if row.client in NAMES}
+        assert {("up", "backbone"), ("up", "gate"), ("down", "control"), ("up", "control")} <= kinds
+        frames = {row.kind for row in ours if row.client == EVERYONE and row.payload_bytes}
+        assert {"backbone", "gate"} <= frames
+        for name in NAMES:
+            own = {r.kind for r in record.bytes if (r.side, r.client) == ("device", name)}
+            assert {"backbone", "gate", "control"} <= own
     kinds = {row.kind for row in records[0].bytes}
     assert "program" in kinds and "program" not in {row.kind for row in records[1].bytes}
     for direction in ("up", "down"):
-        total = sum(total_wire_bytes(record.bytes, direction) for record in records)  # type: ignore[arg-type]
-        assert total == total_wire_bytes(everything, direction)  # type: ignore[arg-type]
+        total = sum(
+            row.wire_bytes
+            for record in records
+            for row in record.bytes
+            if (row.side, row.direction) == ("server", direction)
+        )
+        assert total == sum(row.wire_bytes for row in everything if row.direction == direction)
 
 
-def test_a_blob_travels_once_to_each_who_needs_it(run: Run) -> None:
-    """The payload that is booked for a blob is its size."""
+def test_a_frame_leaves_once_and_comes_to_each_who_needs_it(run: Run) -> None:
+    """The payload that is booked for a frame is its size."""
     _, (record,) = run(1)
     experts = {client.client: client.experts for client in record.clients}
+    size = 4 * (128 * 64 + 128 + 10 * 128 + 10)
     for row in record.bytes:
-        if row.kind.startswith("expert:") and row.direction == "down":
+        if not row.kind.startswith("expert:") or row.direction != "down" or not row.payload_bytes:
+            continue
+        assert 0.8 * size < row.payload_bytes < size + 2000
+        if row.side == "server":
+            assert row.client == EVERYONE
+        else:
             assert int(row.kind.removeprefix("expert:")) in experts[row.client]
-            size = 4 * (128 * 64 + 128 + 10 * 128 + 10)
-            assert size < row.payload_bytes < size + 2000
+
+
+@pytest.mark.parametrize("preset", ["lossless", "default"])
+def test_a_broker_that_retains_nothing_changes_nothing(
+    run: Run, digits: Dataset, shards: dict[str, Shard], tmp_path: Path, preset: str
+) -> None:
+    experiment = make_experiment(wire={"preset": preset})
+    states, _ = run(2, experiment)
+    broker = MemoryBroker(retains=False)
+    with (
+        Devices(broker, shards),
+        Server(experiment, digits, broker, tmp_path, retain=False) as server,
+    ):
+        server.gather()
+        state = run_rounds(first_state(), server.federation, 2, lambda state, record: None)
+    assert_same_model(state.model, states[-1].model)
+
+
+def test_a_part_that_nobody_trained_is_not_sent_again(run: Run) -> None:
+    """Four devices with one of eight experts each; whoever lacks a frame finds it on the broker."""
+    settings = make_experiment(model={"experts_per_device": 1}, wire={"preset": "narrow"})
+    _, records = run(5, settings)
+    changed = {f"expert:{e}" for e in range(EXPERTS)}  # since they were sent
+    for record in records:
+        sent = {
+            row.kind
+            for row in record.bytes
+            if row.client == EVERYONE and row.payload_bytes and row.kind.startswith("expert:")
+        }
+        trained = {f"expert:{e}" for client in record.clients for e in client.experts}
+        assert sent == changed & trained
+        changed = changed - sent | trained
 
 
 # --- the same again ----------------------------------------------------------------------------
@@ -393,9 +453,22 @@ def test_another_seed_gives_another_run(run: Run) -> None:
     assert not np.array_equal(first[0].model.gate, second[0].model.gate)
 
 
-@pytest.mark.parametrize("chosen", ["flex_moe", "random"])
-def test_a_resumed_run_goes_on_as_if_nothing_had_happened(run: Run, chosen: str) -> None:
-    experiment = make_experiment(assignment={"policy": chosen})
+@pytest.mark.parametrize(
+    ("chosen", "wire"),
+    [
+        ("flex_moe", {"preset": "lossless"}),
+        ("random", {"preset": "lossless"}),
+        # Where a codec is biased, devices remember what it lost: these here are new ones.
+        ("flex_moe", {"preset": "default", "uplink": "int8"}),
+        ("random", {"preset": "narrow", "uplink": "fp16", "whole_every": 3}),
+        ("random", {"preset": "narrow", "uplink": "int4+zip", "downlink": "int8+zip"}),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
+    run: Run, chosen: str, wire: dict[str, Any]
+) -> None:
+    experiment = make_experiment(assignment={"policy": chosen}, wire=wire)
     whole_states, whole_records = run(4, experiment)
     states, _ = run(2, experiment)
     checkpoint = State.from_bytes(states[-1].to_bytes())
@@ -407,11 +480,12 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(run: Run, chosen: str)
     assert timeless(whole_states[-1]).to_bytes() == timeless(states[-1]).to_bytes()
 
 
+@pytest.mark.parametrize("preset", ["lossless", "default"])
 def test_devices_outlive_a_server_that_is_killed_and_goes_on(
-    run: Run, digits: Dataset, shards: dict[str, Shard], tmp_path: Path
+    run: Run, digits: Dataset, shards: dict[str, Shard], tmp_path: Path, preset: str
 ) -> None:
-    """Local gates live on the devices alone: the session goes on with them."""
-    experiment = make_experiment(gate={"mode": "local"})
+    """Local gates live on the devices alone, as does what codecs lost: the session goes on."""
+    experiment = make_experiment(gate={"mode": "local"}, wire={"preset": preset})
     whole_states, whole_records = run(3, experiment)
     broker = MemoryBroker()
     records: list[RoundRecord] = []
@@ -717,7 +791,8 @@ def test_each_trainer_is_given_programs_of_its_kernels(run: Run) -> None:
 def test_what_the_experiments_own_devices_need_is_made_ready(trainer: str, kernels: str) -> None:
     programs = CountingPrograms()
     sections = {"train": {"trainer": trainer}, "model": {"experts_per_device": [1, 3]}}
-    Artifacts(make_experiment(**sections), SPEC, programs, RawCodec()).prepare()
+    experiment = make_experiment(**sections)
+    Artifacts(experiment, SPEC, programs, Publication(experiment.wire.codings, 0, 0)).prepare()
     assert programs.kernels == {(1, kernels), (3, kernels)}
 
 
@@ -798,7 +873,9 @@ def test_a_device_that_changes_its_story_ends_nothing(
 ) -> None:
     """What it said when it was given its work is what counts in this round."""
     samples = shards["device-02"].samples
-    story = Hello(SESSION, samples, 1, [64], 10, "native", "m", 1.0, 1 << 30, "0")
+    story = Hello(
+        SESSION, samples, 1, [64], 10, "native", "m", 1.0, 1 << 30, "0", "", known_codecs(), []
+    )
 
     def make_trainer(name: str, mailbox: DeviceMailbox) -> Trainer:
         if name != "device-02":

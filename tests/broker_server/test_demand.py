@@ -1,36 +1,49 @@
-"""What a round moves, against the blobs of a model."""
+"""What a round moves, against what the codecs make of a model."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
-from edge_runtime.codec import RawCodec
-from edge_runtime.parts import Tensors
-from model_export.split import encode_backbone, encode_expert, encode_gate_rows
+from edge_runtime.codec import encode, parse_coding
+from edge_runtime.parts import GATE, Tensors
 from tests.broker_server.sample_model import random_model
 
-MODEL = random_model(0, experts=6, big=7)
+MODEL = random_model(0, experts=6, big=40)
+EACH_BYTES = 64  # headers, and what the values make of the size
 
 
-def payload_bytes(blob: bytes) -> int:
-    tensors: Tensors = dict(RawCodec().decode(blob))
-    return sum(value.nbytes for value in tensors.values())
+def coded_bytes(tensors: Tensors, spec: str) -> int:
+    return len(encode(tensors, parse_coding(spec), np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("mode", ["shared", "local"])
 @pytest.mark.parametrize("k", [1, 2, 6])
-def test_bytes_are_those_of_the_weights_in_the_blobs(mode: str, k: int) -> None:
-    demand = Demand.of(MODEL, Experiment.model_validate({"gate": {"mode": mode}}))
-    codec, experts = RawCodec(), list(range(k))
-    gate = payload_bytes(encode_gate_rows(MODEL, experts, codec))
-    rest = payload_bytes(encode_backbone(MODEL, codec)) + sum(
-        payload_bytes(encode_expert(MODEL, e, codec)) for e in experts
-    )
-    assert demand.down_bytes(k) == rest + gate
-    assert demand.up_bytes(k) == rest + (gate if mode == "shared" else 0)
+@pytest.mark.parametrize(("uplink", "downlink"), [("raw", "fp16"), ("int4", "raw")])
+def test_bytes_are_those_of_coded_weights(mode: str, k: int, uplink: str, downlink: str) -> None:
+    wire = {"uplink": uplink, "downlink": downlink}
+    demand = Demand.of(MODEL, Experiment.model_validate({"gate": {"mode": mode}, "wire": wire}))
+    slack = (k + 2) * EACH_BYTES
+    down = [MODEL.backbone, {GATE: MODEL.gate}, *MODEL.experts[:k]]
+    up = [MODEL.backbone, *MODEL.experts[:k]]
+    if mode == "shared":
+        up.append({GATE: MODEL.gate[:k]})
+    for given, parts, spec in (
+        (demand.down_bytes(k), down, downlink),
+        (demand.up_bytes(k), up, uplink),
+    ):
+        assert given == pytest.approx(sum(coded_bytes(part, spec) for part in parts), abs=slack)
     assert demand.moved_bytes(k) == demand.down_bytes(k) + demand.up_bytes(k)
+
+
+def test_a_narrow_wire_moves_less() -> None:
+    moved = [
+        Demand.of(MODEL, Experiment.model_validate({"wire": {"preset": preset}})).moved_bytes(3)
+        for preset in ("lossless", "default", "narrow")
+    ]
+    assert moved[0] > 4 * moved[1] > 4 * moved[2]
 
 
 def test_the_experiment_says_until_when() -> None:

@@ -10,27 +10,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker_server.exchange import MAX_DOWNLOADS, STALL_S, Exchange
+from broker_server.broadcast import Broadcast
+from broker_server.exchange import ACCOUNTS_S, MAX_PLANS, Exchange
+from broker_server.history import Frame
+from broker_server.holdings import frames_of
+from broker_server.intake import MAX_DOWNLOADS, STALL_S
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.work import Answer, Work
-from edge_runtime import link as link_module
 from edge_runtime.blob import digest
 from edge_runtime.errors import BrokerError
-from edge_runtime.ledger import Ledger
+from edge_runtime.ledger import EVERYONE, Ledger
 from edge_runtime.mailbox import UNKNOWN as STRANGERS
-from edge_runtime.mailbox import ServerMailbox, up_topic
+from edge_runtime.mailbox import ServerMailbox
 from edge_runtime.messages import (
-    CHUNK_BYTES,
     MAX_BLOB_BYTES,
     MAX_MESSAGE_BYTES,
+    Account,
+    Artifact,
     Assign,
     BlobRef,
     Chunk,
     Failed,
     Fetch,
     Gone,
+    Holding,
     Message,
+    Moved,
     Received,
     Reject,
     Rollcall,
@@ -40,12 +46,15 @@ from edge_runtime.messages import (
     pack,
 )
 from edge_runtime.packet import Packet
+from edge_runtime.parts import ModelParts
+from edge_runtime.topics import up_topic
 from edge_runtime.transfer import Download
+from edge_runtime.work import contents_of
 from tests.broker_server.sample_model import (
-    CODEC,
     SPEC,
     changes,
     encode,
+    encode_anything,
     make_assign,
     make_report,
     random_model,
@@ -56,25 +65,33 @@ from tests.edge_runtime.driven import DrivenLink, World
 DEADLINE_S = 60.0
 REJOIN_S = 5.0
 MODEL = random_model(0)
-BIG_MODEL = random_model(0, big=300)  # an expert travels in two chunks
+BIG_MODEL = random_model(0, big=300)
+CHUNK_BYTES = 128 * 1024  # an update of the big model travels in six chunks
 
 
 class Server:
     """An `Exchange` and the world around it."""
 
-    def __init__(self, folder: Path, model: object = MODEL) -> None:
+    def __init__(self, folder: Path, model: ModelParts = MODEL) -> None:
         self.world = World()
         self.model = model
         self.link = DrivenLink(self.world, "server")
         self.mailbox = ServerMailbox(self.link, FEDERATION, Ledger())
-        self.roster = Roster(SPEC, "s")
+        self.mailbox.chunk_bytes = CHUNK_BYTES
+        self.roster = Roster(SPEC, "s", chunk_bytes=CHUNK_BYTES)
         self.spool = Spool(folder / "spool")
+        # The contents of all work are whole frames: whoever says that it holds one is sent none.
+        contents = encode(changes(99, model, range(4))) | {"program": b"p" * 5000}
+        self.contents = {kind: digest(kind.encode()) for kind in contents}
+        self.frames = {kind: Frame.of(kind, data, ()) for kind, data in contents.items()}
+        frames = {frame.ref.digest: frame for frame in self.frames.values()}
+        self.broadcast = Broadcast(self.mailbox, frames.get, clock=self.world.clock)
         self.exchange = Exchange(
-            self.mailbox, self.roster, "s", self.spool, CODEC, clock=self.world.clock
+            self.mailbox, self.roster, self.broadcast, "s", self.spool, 4, clock=self.world.clock
         )
 
     def device(self, name: str, seed: int = 0, delay_s: float = 0.0) -> Device:
-        return Device(self.world, name, self.model, seed, delay_s)  # type: ignore[arg-type]
+        return Device(self.world, name, self.model, seed, delay_s)
 
     def gather(self, expected: int) -> None:
         self.exchange.gather(expected, 10.0)
@@ -83,25 +100,34 @@ class Server:
     def run(
         self, devices: Sequence[Device], number: int = 1, attempt: int = 1
     ) -> dict[str, Answer]:
-        blobs = encode(changes(99, self.model, range(4)))  # type: ignore[arg-type]
-        assigns = {
-            device.name: make_assign([i % 3, 3], number=number, attempt=attempt, blobs=blobs)
-            for i, device in enumerate(devices)
-        }
-        served = {digest(data): data for data in blobs.values()}
-        work = Work(assigns, served, self.model)  # type: ignore[arg-type]
+        experts = {device.name: [i % 3, 3] for i, device in enumerate(devices)}
+
+        def plan(client: str) -> Assign:
+            held = self.exchange.holdings[client]
+            artifacts = {
+                kind: Artifact(name, b"", [] if name in held else [self.frames[kind].ref])
+                for kind, name in self.contents.items()
+            }
+            chosen = experts[client]
+            return make_assign(chosen, number=number, attempt=attempt, artifacts=artifacts)
+
+        work = Work({client: plan(client) for client in experts}, plan, self.model)
         return self.exchange.run(work, DEADLINE_S, REJOIN_S)
 
     def assert_ok(self, answers: dict[str, Answer], *devices: Device) -> None:
         """These devices' answers are what they sent, to the byte."""
         for device in devices:
             assert answers[device.name] == Answer("ok", report=device.report), device.name
-            for kind, data in device.update.items():
-                assert self.spool.get(device.name, kind) == data
+            assert self.spool.get(device.name) == device.data
             device.step()  # hear the last word
             report = device.report
             assert report is not None
             assert device.got(Received) == [Received("s", report.round, report.attempt)]
+
+    def offered(self, *kinds: str) -> int:
+        """How many chunks of frames of these kinds the server published, again ones too."""
+        rows = self.mailbox.ledger.rows()
+        return sum(row.messages for row in rows if row.client == EVERYONE and row.kind in kinds)
 
     @property
     def drops(self) -> dict[tuple[str, str], int]:
@@ -171,41 +197,174 @@ def test_a_newcomer_is_welcome_and_waits(server: Server) -> None:
     assert server.roster.present == ["a", "b", "c", "newcomer"]
 
 
-def test_devices_get_the_blobs_that_they_ask_for(tmp_path: Path) -> None:
+class Taker(Device):
+    """Takes the frames of its work off the broker before it begins; asks for what does not come."""
+
+    download: Download | None = None
+
+    def work(self, assign: Assign) -> None:
+        if self.download is not None:
+            return  # the same again: it said hello twice
+        self.assign, self.asked = assign, 0
+        refs = {ref.digest: kind for kind, part in contents_of(assign) for ref in part.frames}
+        self.kinds = refs
+        parts = (part for _, part in contents_of(assign))
+        self.download = Download([r for part in parts for r in part.frames], CHUNK_BYTES)
+
+    def step(self) -> None:
+        super().step()
+        if self.download is None or self.download.complete or not self.link.connected:
+            return
+        fresh, again = self.download.wants(self.world.now_s)
+        for want in fresh:
+            indexes = range(want.first, want.first + want.count)
+            self.mailbox.listen(want.digest, self.kinds[want.digest], indexes)
+        if again:
+            self.asked += sum(want.count for want in again)
+            self.mailbox.send(Fetch(again))
+
+    def on(self, message: Message) -> None:
+        if not isinstance(message, Chunk):
+            return super().on(message)
+        assert self.download is not None
+        self.download.accept(message, self.world.now_s)
+        self.mailbox.unlisten(message.digest, [message.index])
+        if self.download.complete:
+            super().work(self.assign)
+
+
+ROUND_KINDS = ("program", "backbone", "gate", "expert:0", "expert:1", "expert:3")
+
+
+def test_frames_leave_once_for_all_who_take_them(tmp_path: Path) -> None:
     server = Server(tmp_path, BIG_MODEL)
-
-    class Fetcher(Device):
-        download: Download | None = None
-
-        def work(self, assign: Assign) -> None:
-            if self.download is not None:
-                return  # the same again: it said hello twice
-            self.assign = assign
-            self.download = Download([assign.backbone, assign.gate, *assign.expert_blobs])
-            self.ask()
-
-        def ask(self) -> None:
-            assert self.download is not None
-            if wants := self.download.wants(self.world.now_s):
-                self.mailbox.send(Fetch(wants))
-
-        def on(self, message: Message) -> None:
-            if not isinstance(message, Chunk):
-                return super().on(message)
-            assert self.download is not None
-            self.download.accept(message, self.world.now_s)
-            self.ask()
-            if self.download.complete:
-                super().work(self.assign)
-
-    fetchers: list[Device] = [Fetcher(server.world, name, BIG_MODEL) for name in "ab"]
+    takers: list[Device] = [Taker(server.world, name, BIG_MODEL) for name in "ab"]
     server.gather(2)
-    server.assert_ok(server.run(fetchers), *fetchers)
+    server.assert_ok(server.run(takers), *takers)
     assert server.drops == {}
-    rows = [row for row in server.mailbox.ledger.rows() if row.client == "a" and row.messages]
-    for direction in ("up", "down"):
-        kinds = {row.kind for row in rows if row.direction == direction}
-        assert kinds == {"message", "backbone", "gate", "expert:0", "expert:3"}
+    for kind in ROUND_KINDS:
+        assert server.offered(kind) == server.frames[kind].ref.chunks(CHUNK_BYTES)
+    assert not any(taker.got(Fetch)[1:] for taker in takers)  # none but for its update
+    rows = [row for row in server.mailbox.ledger.rows() if row.client == "a" and row.payload_bytes]
+    kinds = {way: {r.kind for r in rows if r.direction == way} for way in ("up", "down")}
+    assert kinds == {"up": {"control", "backbone", "gate", "expert:0", "expert:3"},
+                     "down": {"control"}}  # fmt: skip
+    server.exchange.stop("over")
+    assert server.world.broker.retained("fm3/#") == []
+
+
+def test_what_is_held_is_not_named_again(server: Server) -> None:
+    devices = three(server)
+    server.assert_ok(server.run(devices), *devices)
+    assert all(frames_of(device.got(Assign)[0]) for device in devices)  # type: ignore[arg-type]
+    forget(devices)
+    offered = server.offered(*ROUND_KINDS)
+    dropped = server.contents["gate"]
+    plain = devices[0].prepare
+
+    def prepare(assign: Assign) -> None:
+        plain(assign)
+        devices[0].change_report(dropped=[dropped])
+
+    devices[0].prepare = prepare  # type: ignore[method-assign]
+    server.assert_ok(server.run(devices, number=2), *devices)
+    for device in devices:
+        (assign,) = device.got(Assign)
+        assert frames_of(assign) == []  # type: ignore[arg-type]
+    forget(devices)
+    server.run(devices, number=3)
+    named = {device.name: frames_of(device.got(Assign)[0]) for device in devices}  # type: ignore[arg-type]
+    assert named == {"a": [server.frames["gate"].ref], "b": [], "c": []}
+    assert server.offered(*ROUND_KINDS) == offered  # the broker has it
+
+
+def test_a_hello_says_what_is_held(server: Server) -> None:
+    device = server.device("a")
+    device.hello = dataclasses.replace(HELLO, held=[server.contents["program"]])
+    server.gather(1)
+    server.assert_ok(server.run([device]), device)
+    (assign,) = set(map(repr, device.got(Assign)))
+    assert server.offered("program") == 0 and server.offered("backbone") == 1
+    assert repr(server.frames["program"].ref) not in assign
+
+
+@pytest.mark.parametrize("times", [1, MAX_PLANS - 1, MAX_PLANS, 99])
+def test_one_that_lacks_what_its_work_builds_on_is_given_another_plan(
+    server: Server, times: int
+) -> None:
+    held = [server.contents["program"]]
+    odd, *rest = three(server)
+    plans: list[Assign] = []
+
+    def work(assign: Assign) -> None:
+        plans.append(assign)
+        if len(plans) <= times:
+            odd.mailbox.send(Holding("s", 1, 1, held))
+        else:
+            Device.work(odd, assign)
+
+    odd.work = work  # type: ignore[method-assign]
+    server.exchange.holdings.say("a", server.contents.values())
+    answers = server.run([odd, *rest])
+    assert frames_of(plans[0]) == []
+    wanted = [server.frames[kind].ref for kind in ("backbone", "gate", "expert:0", "expert:3")]
+    assert all(frames_of(plan) == wanted for plan in plans[1:])
+    assert len(plans) == min(times + 1, MAX_PLANS)
+    if times < MAX_PLANS:
+        server.assert_ok(answers, odd)
+    else:
+        assert answers["a"] == Answer("failed", "lacks what 4 plans of its work built on")
+    server.assert_ok(answers, *rest)
+    assert server.drops == {}
+
+
+def test_a_new_process_is_given_a_new_plan_and_an_old_one_the_same(server: Server) -> None:
+    lost, *rest = three(server)
+    server.exchange.holdings.say("a", server.contents.values())
+    plans: list[Assign] = []
+    begins_s = server.world.now_s
+
+    def work(assign: Assign) -> None:
+        plans.append(assign)
+        if len(plans) < 3:
+            lost.hello = dataclasses.replace(HELLO, session="s" if len(plans) == 1 else "")
+            lost.link.kill()
+            lost.back_s = server.world.now_s + 1.0
+        else:
+            Device.work(lost, assign)
+
+    lost.work = work  # type: ignore[method-assign]
+    server.assert_ok(server.run([lost, *rest]), lost, *rest)
+    assert server.world.now_s - begins_s < 2 * REJOIN_S
+    assert plans[0] == plans[1] and frames_of(plans[0]) == []
+    assert len(frames_of(plans[2])) == 6
+
+
+def test_what_a_broker_forgot_is_published_again_once_for_all(tmp_path: Path) -> None:
+    server = Server(tmp_path, BIG_MODEL)
+    takers = [Taker(server.world, name, BIG_MODEL) for name in "abc"]
+    server.gather(3)
+    for taker in takers:
+        server.world.actors.remove(taker.step)
+    before: list[int] = []
+
+    def restart() -> None:
+        """All that was published is lost before any device has listened; so are its messages."""
+        if not before:
+            before.append(server.offered(*ROUND_KINDS, "expert:2"))
+            server.world.broker.restart()
+            for link in (server.link, *(taker.link for taker in takers)):
+                link.restore()
+            server.world.actors += [taker.step for taker in takers]
+
+    server.world.actors.append(restart)
+    server.assert_ok(server.run(takers), *takers)
+    kinds = (*ROUND_KINDS, "expert:2")
+    assert before == [sum(server.frames[kind].ref.chunks(CHUNK_BYTES) for kind in kinds)]
+    # They ask at the same time, and are answered together.
+    assert server.offered(*kinds) - before[0] == before[0]
+    assert sum(taker.asked for taker in takers) > before[0]
+    assert server.drops == {}
 
 
 def test_strangers_and_those_who_are_done_are_not_served(server: Server) -> None:
@@ -218,42 +377,31 @@ def test_strangers_and_those_who_are_done_are_not_served(server: Server) -> None
     def fetch() -> None:
         if not done.got(Received) or fetched:
             return
-        want = Fetch([Want(done.got(Assign)[0].backbone.digest, 0, 1)])  # type: ignore[union-attr]
         for device in (done, idle, stranger):
             fetched[device.name] += 1
-            device.mailbox.send(want)
+            device.mailbox.send(Fetch([Want(server.frames["backbone"].ref.digest, 0, 1)]))
 
     server.world.actors.append(fetch)
     server.assert_ok(server.run([done, slow]), slow)
     assert server.drops == {(name, "stale"): 1 for name in ("a", "idle", "stranger")}
-    assert not done.got(Chunk) and not idle.got(Chunk) and not stranger.got(Chunk)
+    assert server.offered("backbone") == 1
 
 
-def test_chunks_that_cannot_leave_are_not_queued_without_end(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chunk_that_is_asked_for_again_and_again_leaves_once_at_a_time(server: Server) -> None:
     greedy, *rest = three(server)
-    monkeypatch.setattr(link_module, "OUTBOX_PACKETS", 3)
+    rest[0].delay_s = 2.0
     plain_work = greedy.work
 
     def work(assign: Assign) -> None:
-        want = Want(assign.backbone.digest, 0, 1)
+        greedy.delay_s = 1.0
+        want = Want(server.frames["backbone"].ref.digest, 0, 1)
         for _ in range(50):
             greedy.mailbox.send(Fetch([want] * 64))
-        server.link.connected = False  # nothing leaves until the last of them is answered
         plain_work(assign)
 
-    def recover() -> None:
-        if not server.link.connected:
-            waiting.append(len(server.link._unsent))
-            server.link.restore()
-
-    waiting: list[int] = []
     greedy.work = work  # type: ignore[method-assign]
-    server.world.actors.insert(0, recover)
-    server.run([greedy, *rest])
-    assert max(waiting) <= 3 + len(rest) + 5  # chunks; and what else is said, a few at a time
-    assert server.drops["a", "busy"] == 50
+    server.assert_ok(server.run([greedy, *rest]), greedy, *rest)
+    assert server.offered("backbone") == 2 and server.drops == {}
 
 
 def test_strangers_have_one_account(server: Server) -> None:
@@ -263,9 +411,9 @@ def test_strangers_have_one_account(server: Server) -> None:
         server.link._broker.route(Packet.of(up_topic(FEDERATION, f"y{i}"), pack(Gone("x"))))
     server.assert_ok(server.run(devices), *devices)
     rows = server.mailbox.ledger.rows()
-    assert {row.client for row in rows} == {"", STRANGERS, "a", "b", "c"}
-    assert {row.kind for row in rows if row.client == STRANGERS} == {"message"}
-    assert server.mailbox._kinds._kinds == {}
+    assert {row.client for row in rows} == {EVERYONE, STRANGERS, "a", "b", "c"}
+    assert {row.kind for row in rows if row.client == STRANGERS} == {"control"}
+    assert server.mailbox._updates._sections == {}
 
 
 def test_another_server_of_the_same_name_ends_this_one(server: Server) -> None:
@@ -276,27 +424,12 @@ def test_another_server_of_the_same_name_ends_this_one(server: Server) -> None:
             act()
 
 
-def test_parts_with_the_same_bytes_travel_once(server: Server) -> None:
-    class Unchanged(Device):
-        def prepare(self, assign: Assign) -> None:
-            zero = changes(0, self.model, assign.experts)
-            for tensors in zero.values():
-                for value in tensors.values():
-                    value[...] = 0
-            self.answer_with(assign, encode(zero))
-
-    device = Unchanged(server.world, "a", MODEL)
-    server.gather(1)
-    server.assert_ok(server.run([device]), device)
-    assert device.update["expert:0"] == device.update["expert:3"]
-    assert sum(device.served.values()) == 3
-
-
 def test_a_local_gate_is_not_collected(server: Server) -> None:
     device = server.device("a")
     server.gather(1)
     assign = make_assign([0, 3], local_gate=True)
-    answers = server.exchange.run(Work({"a": assign}, {}, MODEL), DEADLINE_S, REJOIN_S)
+    work = Work({"a": assign}, lambda client: assign, MODEL)
+    answers = server.exchange.run(work, DEADLINE_S, REJOIN_S)
     server.assert_ok(answers, device)
     assert "gate" not in device.update
 
@@ -366,12 +499,9 @@ def test_gone_and_back_the_transfer_goes_on(tmp_path: Path) -> None:
     shaky.send_chunk = send_three  # type: ignore[method-assign]
     server.assert_ok(server.run(devices), *devices)
     assert len(shaky.got(Assign)) == 2
-    chunks = {
-        (ref.digest, i)
-        for ref in shaky.report.update
-        for i in range(ref.chunks)  # type: ignore[union-attr]
-    }
-    assert len(chunks) == 6  # backbone, gate, and two experts of two
+    update = shaky.report.update  # type: ignore[union-attr]
+    chunks = {(update.digest, i) for i in range(update.chunks(CHUNK_BYTES))}
+    assert len(chunks) == 6
     assert shaky.served == Counter(dict.fromkeys(chunks, 1))  # nothing travelled twice
     assert server.drops == {("a", "duplicate"): 1}  # it repeated its report
 
@@ -465,11 +595,6 @@ def test_one_fails(server: Server, told: int, taken: int) -> None:
 # --- what is seen of a device at work ----------------------------------------------------------
 
 
-def payload_bytes(device: Device) -> int:
-    assert device.report is not None
-    return sum({ref.digest: ref.size_bytes for ref in device.report.update}.values())
-
-
 def test_the_time_of_an_update_is_from_the_first_question_to_the_last_chunk(
     server: Server,
 ) -> None:
@@ -486,7 +611,7 @@ def test_the_time_of_an_update_is_from_the_first_question_to_the_last_chunk(
     answers = server.run([slow, quick])
     for device, seconds in ((slow, 3.0), (quick, 0.0)):
         seen = answers[device.name].observed
-        assert seen.uplink_bytes == payload_bytes(device)
+        assert seen.uplink_bytes == len(device.data)
         assert seen.uplink_s == pytest.approx(seconds, abs=0.5)
         assert not seen.kept_waiting and not seen.vanished and not seen.restarted
 
@@ -498,16 +623,15 @@ def test_what_arrived_of_a_late_update_is_measured(tmp_path: Path) -> None:
     plain_send = device.send_chunk
 
     def send(chunk: Chunk) -> None:
-        if chunk.size_bytes <= CHUNK_BYTES:
+        if chunk.index < 2:
             plain_send(chunk)
 
     device.send_chunk = send  # type: ignore[method-assign]
     answer = server.run([device])["a"]
     assert answer.status == "late" and answer.report is None
     assert device.report is not None
-    backbone, gate, *_ = device.report.update
     seen = answer.observed
-    assert seen.uplink_bytes == backbone.size_bytes + gate.size_bytes
+    assert seen.uplink_bytes == 2 * CHUNK_BYTES
     assert seen.uplink_s == pytest.approx(DEADLINE_S - 20.0, abs=1.0)
     assert answer.telemetry == device.report.telemetry and not seen.kept_waiting
 
@@ -590,7 +714,8 @@ def spoil(device: Device, value: float) -> None:
         plain_prepare(assign)
         tensors = changes(device.seed, device.model, assign.experts)
         tensors["expert:3"]["0.bias"][1] = value
-        device.answer_with(assign, {**device.update, "expert:3": encode(tensors)["expert:3"]})
+        section = encode_anything(tensors["expert:3"])
+        device.answer_with(assign, {**device.update, "expert:3": section})
 
     device.prepare = prepare  # type: ignore[method-assign]
 
@@ -601,7 +726,7 @@ def test_numbers_that_are_none_are_rejected(server: Server, value: float) -> Non
     spoil(bad, value)
     answers = server.run([bad, *rest])
     assert answers["a"].status == "rejected" and answers["a"].report is None
-    assert "expert:3: '0.bias' holds NaN or infinity" in answers["a"].detail
+    assert "expert:3: '0.bias' has values that are not finite" in answers["a"].detail
     server.assert_ok(answers, *rest)
     assert server.drops == {("a", "not-finite"): 1}
     bad.step()
@@ -610,16 +735,24 @@ def test_numbers_that_are_none_are_rejected(server: Server, value: float) -> Non
 
 def gigabytes(device: Device) -> None:
     assert device.report is not None
-    backbone, *others = device.report.update
-    huge = dataclasses.replace(backbone, size_bytes=MAX_BLOB_BYTES)
-    device.change_report(update=[huge, *others])
+    _, *sections = device.report.sections
+    huge = BlobRef(device.report.update.digest, MAX_BLOB_BYTES)
+    device.change_report(update=huge, sections=[MAX_BLOB_BYTES - sum(sections), *sections])
 
 
-def one_digest_two_sizes(device: Device) -> None:
+def a_section_too_few(device: Device) -> None:
     assert device.report is not None
-    backbone, _, *others = device.report.update
-    twin = BlobRef("gate", backbone.digest, backbone.size_bytes + 1)
-    device.change_report(update=[backbone, twin, *others])
+    device.change_report(sections=device.report.sections[1:])
+
+
+def shifted(device: Device) -> None:
+    assert device.report is not None
+    first, second, *others = device.report.sections
+    device.change_report(sections=[first - 1, second + 1, *others])
+
+
+def unknown_kind(device: Device) -> None:
+    device.change_report(account=[Moved("expert:4", 1, 1, 1, 1, 1, 1)])
 
 
 def wrong_sum(device: Device) -> None:
@@ -637,8 +770,10 @@ def damaged_forever(device: Device) -> None:
 @pytest.mark.parametrize(
     ("spoil_report", "drops"),
     [
-        (gigabytes, {"oversized": 1}),
-        (one_digest_two_sizes, {"bad-size": 1}),
+        (gigabytes, {"wrong-sections": 1}),
+        (a_section_too_few, {"wrong-sections": 1}),
+        (shifted, {"bad-body": 1}),
+        (unknown_kind, {"bad-account": 1}),
         (wrong_sum, {"wrong-count": 1}),
         (other_experts, {"wrong-experts": 1}),
         (damaged_forever, {"bad-digest": 12}),
@@ -717,7 +852,7 @@ UNKNOWN = bytes(range(16))
 
 
 def out_of_the_blue(device: Device, assign: Assign) -> None:
-    device.mailbox.send(Chunk(UNKNOWN, 0, 1, 4, b"data"))
+    device.mailbox.send(Chunk(UNKNOWN, 0, b"data"))
 
 
 def stale_round(device: Device, assign: Assign) -> None:
@@ -736,7 +871,7 @@ def stale_failure(device: Device, assign: Assign) -> None:
 
 def late_report(device: Device, assign: Assign) -> None:
     """Of the attempt before, in which it was given other experts."""
-    old = dataclasses.replace(assign, attempt=assign.attempt - 1, experts=[2], expert_blobs=[])
+    old = dataclasses.replace(assign, attempt=assign.attempt - 1, experts=[2], expert_parts=[])
     device.mailbox.send(make_report(old, encode(changes(7, MODEL, [2]))))
 
 
@@ -749,17 +884,29 @@ def fetch_unknown(device: Device, assign: Assign) -> None:
 
 
 def fetch_what_another_holds(device: Device, assign: Assign) -> None:
-    blobs = encode(changes(99, MODEL, range(4)))
     (other,) = {0, 1, 2} - set(assign.experts) - {0}
-    device.mailbox.send(Fetch([Want(digest(blobs[f"expert:{other}"]), 0, 1)]))
+    frame = Frame.of("x", encode(changes(99, MODEL, range(4)))[f"expert:{other}"], ())
+    device.mailbox.send(Fetch([Want(frame.ref.digest, 0, 1)]))
 
 
 def fetch_beyond_the_end(device: Device, assign: Assign) -> None:
-    device.mailbox.send(Fetch([Want(assign.backbone.digest, 0, 4096)]))
+    device.mailbox.send(Fetch([Want(assign.backbone.frames[0].digest, 0, 4096)]))
 
 
 def fetch_without_end(device: Device, assign: Assign) -> None:
-    device.mailbox.send(Fetch([Want(assign.backbone.digest, 0, 1)] * 4096))
+    device.mailbox.send(Fetch([Want(assign.backbone.frames[0].digest, 0, 1)] * 4096))
+
+
+def fetch_a_content(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Fetch([Want(assign.backbone.digest, 0, 1)]))
+
+
+def holding_of_another_attempt(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Holding("s", assign.round, assign.attempt - 1, []))
+
+
+def an_account_that_nobody_waits_for(device: Device, assign: Assign) -> None:
+    device.mailbox.send(Account("s", []))
 
 
 def wrong_way(device: Device, assign: Assign) -> None:
@@ -786,6 +933,9 @@ ACTS: list[tuple[Callable[[Device, Assign], None], dict[tuple[str, str], int]]] 
     (fetch_what_another_holds, {("m", "unknown-blob"): 1}),
     (fetch_beyond_the_end, {("m", "bad-want"): 1}),
     (fetch_without_end, {("m", "greedy-fetch"): 1}),
+    (fetch_a_content, {("m", "unknown-blob"): 1}),
+    (holding_of_another_attempt, {("m", "stale"): 1}),
+    (an_account_that_nobody_waits_for, {("m", "stale"): 1}),
     (wrong_way, {("m", "direction"): 1}),
     (garbage, {("m", "malformed"): 4}),
     (bare_name, {("", "name"): 1}),
@@ -877,7 +1027,7 @@ def test_a_device_without_work_cannot_report(server: Server) -> None:
     outsider.prepare(assign)
     outsider.mailbox.send(outsider.report)  # type: ignore[arg-type]
     outsider.mailbox.send(Failed("s", 1, 1, "me too", 0))
-    outsider.serve(Fetch([Want(outsider.report.update[0].digest, 0, 1)]))  # type: ignore[union-attr]
+    outsider.serve(Fetch([Want(outsider.report.update.digest, 0, 1)]))  # type: ignore[union-attr]
     answers = server.run(devices)
     assert list(answers) == ["a", "b", "c"]
     server.assert_ok(answers, *devices)
@@ -892,7 +1042,7 @@ def test_bad_chunks_in_a_transfer_are_counted_and_asked_for_again(tmp_path: Path
     spoilt: list[str] = []
 
     def send(chunk: Chunk) -> None:
-        if chunk.size_bytes > CHUNK_BYTES and len(spoilt) < 2:
+        if len(spoilt) < 2:
             if not spoilt:
                 spoilt.append("content")  # noticed by the digest: the blob begins again
                 chunk = dataclasses.replace(chunk, data=bytes(len(chunk.data)))
@@ -923,7 +1073,7 @@ def test_everything_is_stale_before_the_first_round(server: Server) -> None:
         device.report,
         Failed("s", 1, 1, "x", 0),
         Fetch([Want(UNKNOWN, 0, 1)]),
-        Chunk(UNKNOWN, 0, 1, 4, b"data"),
+        Chunk(UNKNOWN, 0, b"data"),
     ):
         device.mailbox.send(message)  # type: ignore[arg-type]
     server.exchange.gather(2, 1.0)
@@ -993,7 +1143,7 @@ def test_worthless_chunks_do_not_keep_a_transfer_alive(server: Server) -> None:
         if server.world.now_s > sent_s + 1:
             sent_s = server.world.now_s
             for device in bad:
-                device.mailbox.send(Chunk(UNKNOWN, 0, 1, 4, b"data"))
+                device.mailbox.send(Chunk(UNKNOWN, 0, b"data"))
 
     server.world.actors.append(babble)
     for device in bad:
@@ -1049,12 +1199,92 @@ def test_those_who_were_there_before_the_server_are_called(server: Server) -> No
     assert device.got(Rollcall) == [Rollcall("s")]
 
 
-def test_stopping_tells_everyone(server: Server) -> None:
-    devices = three(server)
-    server.exchange.stop("the run is complete")
-    for device in devices:
+MOVED = Moved("control", 10, 20, 1, 30, 40, 1)
+
+
+class Teller(Device):
+    """Tells its account when the run is over."""
+
+    said = (MOVED,)
+
+    def on(self, message: Message) -> None:
+        super().on(message)
+        if isinstance(message, Stop):
+            self.mailbox.send(Account("s", list(self.said)))
+
+
+def test_stopping_tells_everyone_and_waits_for_their_accounts(server: Server) -> None:
+    tellers = [Teller(server.world, name, MODEL) for name in "ab"]
+    server.gather(2)
+    began_s = server.world.now_s
+    assert server.exchange.stop("the run is complete") == {
+        "a": Account("s", [MOVED]),
+        "b": Account("s", [MOVED]),
+    }
+    assert server.world.now_s - began_s < ACCOUNTS_S / 2
+    for device in tellers:
         device.step()
         assert device.received[-1] == Stop("s", "the run is complete")
+    assert server.drops == {}
+
+
+def test_stopping_does_not_wait_for_ever(server: Server) -> None:
+    silent, left = server.device("a"), server.device("c")
+    Teller(server.world, "b", MODEL)
+    stranger, odd = Teller(server.world, "d", MODEL), Teller(server.world, "e", MODEL)
+    stranger.hello = dataclasses.replace(HELLO, shape=[5])
+    odd.said = (Moved("expert:4", 1, 1, 1, 1, 1, 1),)
+    server.gather(4)
+    left.on = lambda message: left.link.kill() if isinstance(message, Stop) else None  # type: ignore[method-assign]
+    began_s = server.world.now_s
+    assert server.exchange.stop("over") == {"b": Account("s", [MOVED])}
+    assert server.world.now_s - began_s == pytest.approx(ACCOUNTS_S, abs=0.5)
+    assert set(server.drops) == {("d", "unknown-client"), ("e", "bad-account")}
+    assert silent.received[-1] == Stop("s", "over")
+
+
+def test_a_device_that_comes_back_after_the_stop_is_told_of_it(server: Server) -> None:
+    lost = Teller(server.world, "a", MODEL)
+    silent = server.device("b")
+    server.gather(2)
+    lost.link.kill()
+    server.world.actors.append(
+        lambda: lost.link.restore() if silent.got(Stop) and lost.link.connections == 1 else None
+    )
+    assert server.exchange.stop("over") == {"a": Account("s", [MOVED])}
+    assert server.drops == {}
+
+
+def test_without_a_connection_nobody_is_waited_for(server: Server) -> None:
+    three(server)
+    server.link.kill()
+    began_s = server.world.now_s
+    assert server.exchange.stop("over") == {} and server.world.now_s == began_s
+
+
+def test_what_a_report_tells_of_counts_once_and_also_when_it_is_late(server: Server) -> None:
+    late, *rest = three(server)
+
+    def telling(device: Device) -> None:
+        plain = device.prepare
+
+        def prepare(assign: Assign) -> None:
+            plain(assign)
+            device.change_report(account=[dataclasses.replace(MOVED, up_messages=assign.round)])
+
+        device.prepare = prepare  # type: ignore[method-assign]
+
+    for device in (late, *rest):
+        telling(device)
+    late.delay_s = DEADLINE_S + 1
+    server.run([late, *rest])
+    taken = server.exchange.accounts.take()
+    assert taken == {name: [MOVED] for name in "bc"}
+    for device in rest:
+        device.mailbox.send(device.report)  # type: ignore[arg-type]
+    server.exchange.gather(4, 3.0)  # the late one's comes
+    assert server.exchange.accounts.take() == {"a": [MOVED]}
+    assert server.drops == {(name, "stale"): 1 for name in "abc"}
 
 
 def test_the_spool_of_a_round_does_not_hold_the_last_ones_updates(server: Server) -> None:
@@ -1064,4 +1294,4 @@ def test_the_spool_of_a_round_does_not_hold_the_last_ones_updates(server: Server
     answers = server.run(devices[:1], number=2)
     server.assert_ok(answers, devices[0])
     with pytest.raises(FileNotFoundError):
-        server.spool.get("b", "backbone")
+        server.spool.get("b")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.capacity import Capacity
-from broker_server.demand import Demand
+from broker_server.demand import Demand, Moves
 from broker_server.limits import MARGIN, SHARE, STREAK, check_budget, settled
 from broker_server.pace import HOLD, Pace, Rate
 from broker_server.work import Answer, Observed
@@ -22,7 +22,7 @@ from tests.broker_server.sample_model import make_assign, make_report
 SAMPLES, EPOCHS, DEADLINE_S = 200, 3, 100.0
 PASSES = SAMPLES * EPOCHS
 ROOM_S = SHARE * DEADLINE_S
-DEMAND = Demand(EPOCHS, DEADLINE_S, 0, 4000, 1000, 100, False)
+DEMAND = Demand(EPOCHS, DEADLINE_S, 0, Moves(4000, 1100), Moves(4000, 1100))
 ASKED = Capacity(8, "asked")
 
 

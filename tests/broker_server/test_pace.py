@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.demand import Demand
+from broker_server.demand import Demand, Moves
 from broker_server.pace import HOLD, MAX_DOUBLINGS, WEIGHT, Pace, Rate, paces_after
 from broker_server.work import Answer, Observed
 from tests.broker_server.sample_model import make_assign, make_report
 
 PASSES = 600
-DEMAND = Demand(3, 60.0, 0, 4000, 1000, 100, False)
+DEMAND = Demand(3, 60.0, 0, Moves(4000, 1100), Moves(4000, 1100))
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e-300, 1e300]
 
 

@@ -15,9 +15,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from broker_server.record import RoundRecord
+from broker_server.agreement import Agreement, Comparison
+from broker_server.byte_tables import MOST_DEVICES
+from broker_server.figures import human_bytes, human_joules, human_seconds
+from broker_server.record import BytesRow, RoundRecord
 from broker_server.report import write_report
-from broker_server.tables import MOST_DEVICES, human_bytes, render
+from broker_server.tables import render
+from device_profiles.link_class import LINKS, cost
 from edge_runtime.errors import DataError
 from tests.broker_server.sample_records import (
     client_round,
@@ -52,17 +56,19 @@ def strictly(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def report(directory: Path, records: Sequence[RoundRecord], **facts: Any) -> Any:
-    path = write_report(directory, records, {**FACTS, **facts})
+def report(
+    directory: Path, records: Sequence[RoundRecord], agreement: Agreement = (), **facts: Any
+) -> Any:
+    path = write_report(directory, records, {**FACTS, **facts}, agreement)
     assert path == directory / "report.json"
     assert [entry.name for entry in directory.iterdir()] == ["report.json"]
     return strictly(path.read_text(encoding="utf-8"))
 
 
-def shown(records: Sequence[RoundRecord], width: int = 100) -> list[str]:
+def shown(records: Sequence[RoundRecord], width: int = 100, agreement: Agreement = ()) -> list[str]:
     paper = Console(file=io.StringIO(), width=width)
     with paper.capture() as capture:
-        paper.print(*render(records, FACTS), sep="\n")
+        paper.print(*render(records, FACTS, agreement), sep="\n")
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -86,11 +92,15 @@ def test_the_report_has_the_rounds_with_the_keys_that_were_promised(tmp_path: Pa
     assert written["final"]["global_accuracy"] == 0.75
     assert written["final"]["uplink_bytes"] == 2 * round_record(1).uplink_bytes
     assert written["final"]["bytes_by_kind"]["expert:1"] == {
-        "uplink_bytes": 2 * 2 * 4050,
-        "downlink_bytes": 2 * 2 * 4050,
+        "uplink_bytes": 2 * 2 * 4058,
+        "downlink_bytes": 2 * 2 * 4058,
         "payload_bytes": 2 * 2 * 2 * 4000,
         "messages": 2 * 2 * 2 * 2,
     }
+    # A frame leaves the server once, and it acknowledges the devices' two packets.
+    assert written["final"]["egress_bytes_by_kind"]["expert:1"] == 2 * (4050 + 2 * 8)
+    assert written["final"]["egress_bytes"] == 2 * round_record(1).egress_bytes
+    assert written["final"]["budgets"] == {}
 
 
 def test_what_is_not_a_number_is_null(tmp_path: Path) -> None:
@@ -190,31 +200,121 @@ def test_a_report_can_be_written_again_and_without_rounds(tmp_path: Path) -> Non
 
 def test_the_tables_add_up() -> None:
     lines = shown([round_record(1), round_record(2)])
-    # A device moves 1000, 2000, ... 5000 payload bytes and 5 x 50 more, each way and round.
-    each_way, payload = 2 * (15_000 + 250), 2 * 2 * 15_000
-    overhead = f"{100 * (2 * each_way - payload) / (2 * each_way):.2f} %"
-    expected = [human_bytes(each_way), human_bytes(each_way), human_bytes(payload), overhead, "40"]
+    # A device moves 1000, 2000, ... 5000 payload bytes in 2 packets with 50 bytes around, and as
+    # many acknowledgements, each way and round; its connection takes 70 bytes up and 30 down.
+    up, down = 2 * (15_000 + 5 * 58 + 70), 2 * (15_000 + 5 * 58 + 30)
+    payload = 2 * 2 * 15_000
+    overhead = f"{100 * (up + down - payload) / (up + down):.2f} %"
+    expected = [human_bytes(up), human_bytes(down), human_bytes(payload), overhead, "40"]
     assert row(lines, "Bytes by device", "device-00") == ["device-00", *expected]
-    assert row(lines, "Bytes by device", "server's") == [
-        "server's connection", "180 B", "0 B", "0 B", "100.00 %", "0",
-    ]  # fmt: skip
-    assert row(lines, "Bytes by kind", "expert 1")[:3] == ["expert 1", "15.8 KiB", "15.8 KiB"]
+    assert row(lines, "Bytes by kind", "expert 1")[:3] == ["expert 1", "15.9 KiB", "15.9 KiB"]
     total = row(lines, "Bytes by kind", "total")
-    assert total == row(lines, "Bytes by device", "total")
-    assert total[1:3] == [human_bytes(4 * 15_250 + 180), human_bytes(4 * 15_250)]
-    assert row(lines, "quickstart: after round 2", "global")[1] == "0.7500"
+    assert total[1:-1] == row(lines, "Bytes by device", "all devices")[1:]
+    assert total[1:3] == [human_bytes(2 * up), human_bytes(2 * down)]
+    egress = human_bytes(2 * round_record(1).egress_bytes)
+    assert total[-1] == row(lines, "Bytes by device", "server's socket")[2] == egress
+    head = "quickstart: after round 2"
+    assert row(lines, head, "up")[1] == human_bytes(2 * up)
+    assert row(lines, head, "server")[1] == f"{egress} sent"
+    assert row(lines, head, "global")[1] == "0.7500"
     assert "Left out" not in lines
     assert "Dropped messages" not in lines
 
 
+def test_budgets_have_a_table_where_there_are_any(tmp_path: Path) -> None:
+    up, down = 15_000 + 5 * 58 + 70, 15_000 + 5 * 58 + 30
+    first, second = round_record(1), round_record(2)
+    more = BytesRow("device", "device-00", "down", "program", 50_000, 50_000, 0)
+    tight = [replace(c, codec="int4+zip", budget_bytes=40_000) for c in first.clients[:1]]
+    rounds = [
+        replace(first, clients=[*tight, first.clients[1]]),
+        replace(second, clients=[*tight, second.clients[1]], bytes=[*second.bytes, more]),
+    ]
+    lines = shown(rounds)
+    title = "Bytes a round: asked and got"
+    mean, most = up + down + 25_000, up + down + 50_000
+    assert row(lines, title, "device-00")[1:] == [
+        "int4+zip", human_bytes(40_000), human_bytes(mean), human_bytes(most), "1 of 2",
+    ]  # fmt: skip
+    assert title not in shown([first])
+    assert report(tmp_path, rounds)["final"]["budgets"] == {
+        "device-00": {
+            "codec": "int4+zip",
+            "asked_bytes": 40_000,
+            "mean_bytes": mean,
+            "most_bytes": most,
+            "rounds": 2,
+            "over": 1,
+        }
+    }
+
+
+def test_a_mean_round_is_priced_on_each_link(tmp_path: Path) -> None:
+    """device-01 took 60000 bytes more in round 1, and sat round 2 out."""
+    up, down = 15_000 + 5 * 58 + 70, 15_000 + 5 * 58 + 30
+    more = BytesRow("device", "device-01", "down", "program", 60_000, 60_000, 0)
+    first = round_record(1)
+    rounds = [
+        replace(first, bytes=[*first.bytes, more]),
+        replace(round_record(2, ("device-00",))),
+    ]
+    final = report(tmp_path, rounds)["final"]["links"]
+    assert final["mean_round"] == {"up_bytes": up, "down_bytes": down + 30_000}
+    worst = {"client": "device-01", "up_bytes": up, "down_bytes": down + 60_000}
+    assert final["worst_round"] == worst
+    expected = cost(LINKS["lora"], up, down + 60_000)
+    assert final["costs"]["lora"]["worst"] == asdict(expected)
+    assert list(final["costs"]) == list(LINKS)
+    line = row(shown(rounds), "What a round's bytes cost a device on other links", "LoRa")
+    assert line[3:] == [human_seconds(expected.seconds), human_joules(expected.joules)]
+    assert "other links" not in "\n".join(shown([replace(rounds[0], clients=[])]))
+
+
+GOOD = [
+    Comparison("broker in", "broker received", "server and devices sent", 100_000, 100_099),
+    Comparison("up, payload", "server received", "devices sent", 7, 7),
+]
+BAD = Comparison("down, frames", "devices received", "server planned", 1_000_000, 900_000)
+NONE = Comparison("broker out", "broker sent", "server and devices received", why="no counters")
+
+
+def test_one_line_says_that_counts_agree() -> None:
+    rounds = [round_record(1)]
+    assert shown(rounds, agreement=GOOD)[-1] == (
+        "Bytes: all counts agree within 0.1 % (at most 0.099 % apart)"
+    )
+    assert shown(rounds, agreement=[*GOOD, NONE])[-2:] == [
+        "Bytes: broker in, up, payload agree within 0.1 % (at most 0.099 % apart); not compared: "
+        "broker out",
+        "(no counters)",
+    ]
+    assert shown(rounds, agreement=[NONE])[-1] == "Bytes: not compared: broker out (no counters)"
+    assert not any(line.startswith("Bytes:") for line in shown(rounds))
+
+
+def test_counts_that_differ_are_a_table(tmp_path: Path) -> None:
+    lines = shown([round_record(1)], agreement=[*GOOD, NONE, BAD])
+    title = "Bytes counted twice"
+    assert row(lines, title, "down, frames") == [
+        "down, frames: devices received",  # and on the next line: server planned
+        "1,000,000", "900,000", "+100,000 (10.000 %)", "DIFFER",
+    ]  # fmt: skip
+    assert row(lines, title, "up, payload")[-1] == "agree"
+    table = " ".join(lines[lines.index(title) :])
+    assert "not compared:" in table and "no counters" in table
+    (*_, none, bad) = report(tmp_path, [round_record(1)], [*GOOD, NONE, BAD])["final"]["agreement"]
+    assert (none["agrees"], none["difference"], none["why"]) == (None, None, "no counters")
+    assert (bad["agrees"], bad["difference_bytes"], bad["difference"]) == (False, 100_000, 0.1)
+
+
 def test_kinds_come_in_the_order_of_a_round() -> None:
     record = round_record(1)
-    kinds = ["message", "expert:10", "zebra", "gate", "expert:9", "program", "backbone"]
-    bytes_ = [replace(record.bytes[-1], kind=kind) for kind in kinds]
+    kinds = ["control", "expert:10", "zebra", "gate", "expert:9", "program", "backbone"]
+    bytes_ = [BytesRow("device", "device-00", "down", kind, 1, 2, 1) for kind in kinds]
     lines = shown([replace(record, bytes=bytes_)])
     table = lines[lines.index("Bytes by kind") + 2 :]
     assert [re.split(r" {2,}", line)[0] for line in table[:8]] == [
-        "program", "backbone", "gate", "expert 9", "expert 10", "message", "zebra", "total",
+        "program", "backbone", "gate", "expert 9", "expert 10", "control", "zebra", "total",
     ]  # fmt: skip
 
 
@@ -244,6 +344,7 @@ def test_the_tables_fit_100_columns_and_sum_up_a_crowd() -> None:
     assert max(map(len, lines)) <= 100
     table = lines[lines.index("Bytes by device") : lines.index("Bytes by kind")]
     assert f"{60 - MOST_DEVICES} others" in "\n".join(table)
+    assert max(map(len, shown([round_record(1)], width=80))) <= 80
     assert shown([])[0] == "No round was finished."
 
 
@@ -262,3 +363,39 @@ def test_the_tables_fit_100_columns_and_sum_up_a_crowd() -> None:
 )
 def test_bytes_for_people(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.00001, "0.01 ms"),
+        (0.0426, "43 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.0 s"),
+        (9.99, "10.0 s"),
+        (119.7, "120 s"),
+        (120, "2.0 min"),
+        (4500, "75 min"),
+        (44 * 3600, "44 h"),
+        (72 * 3600, "3 days"),
+    ],
+)
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"),
+    [
+        (0, "0 µJ"),
+        (1.5e-6, "1.5 µJ"),
+        (0.00042, "420 µJ"),
+        (0.00346, "3.5 mJ"),
+        (0.25, "250 mJ"),
+        (0.9996, "1.0 J"),
+        (1234, "1234 J"),
+    ],
+)
+def test_energies_for_people(joules: float, text: str) -> None:
+    assert human_joules(joules) == text

@@ -12,11 +12,12 @@ from broker_server import roster as roster_module
 from broker_server.assignment import Problem
 from broker_server.roster import KERNELS, MAX_SAMPLES, Roster
 from broker_server.train_settings import Train
-from edge_runtime.messages import Hello, Reject, Welcome
+from edge_runtime.messages import CHUNK_BYTES, Hello, Reject, Welcome
 from edge_runtime.trainers import TRAINERS
 from tests.broker_server.sample_model import SPEC
+from tests.broker_server.scripted_device import HELLO
 
-HELLO = Hello("", 10, 2, [4], 3, "executorch", "x86_64", 2.0, 1 << 30, "0.1")
+WELCOME = Welcome("s", CHUNK_BYTES, retained=True)
 
 
 def test_the_trainers_are_the_same_everywhere() -> None:
@@ -47,7 +48,7 @@ def roster() -> Roster:
     ],
 )
 def test_devices_that_fit_the_model_are_welcome(roster: Roster, fields: dict[str, Any]) -> None:
-    assert roster.admit("a", hello(**fields)) == Welcome("s")
+    assert roster.admit("a", hello(**fields)) == WELCOME
     assert roster["a"].hello == hello(**fields) and "a" in roster
     assert roster.present == ["a"]
 
@@ -69,6 +70,8 @@ def test_devices_that_fit_the_model_are_welcome(roster: Roster, fields: dict[str
         ({"trainer": "torch"}, "trainer is 'torch', this server has programs for native and exec"),
         ({"trainer": ""}, "trainer is ''"),
         ({"trainer": "x" * 1000}, r"^.{,150}$"),
+        ({"codecs": []}, "does not know the codec 'raw'"),
+        ({"codecs": ["topk", "zlib"]}, "does not know the codec 'raw'"),
     ],
 )
 def test_others_are_told_why_not(roster: Roster, fields: dict[str, Any], why: str) -> None:
@@ -76,6 +79,27 @@ def test_others_are_told_why_not(roster: Roster, fields: dict[str, Any], why: st
     assert isinstance(answer, Reject) and answer.session == "s"
     assert re.search(why, answer.reason)
     assert "a" not in roster and roster.present == []
+
+
+def test_what_updates_are_coded_with_must_be_known() -> None:
+    roster = Roster(SPEC, "s", uplink="topk")
+    answer = roster.admit("a", hello(codecs=["raw", "zlib"]))
+    assert isinstance(answer, Reject) and re.search(r"'topk'.*wire\.uplink", answer.reason)
+    assert isinstance(roster.admit("a", hello(codecs=["raw", "topk"])), Welcome)
+
+
+def test_devices_are_told_of_the_broker() -> None:
+    roster = Roster(SPEC, "s", chunk_bytes=5000, retained=False)
+    assert roster.admit("a", HELLO) == Welcome("s", 5000, retained=False)
+
+
+def test_what_all_know_who_are_there(roster: Roster) -> None:
+    assert roster.shared_codecs == set()
+    for name, codecs in {"a": ["raw", "zlib", "zstd"], "b": ["raw", "zstd"], "c": ["raw"]}.items():
+        roster.admit(name, hello(codecs=codecs))
+    assert roster.shared_codecs == {"raw"}
+    roster.leave("c")
+    assert roster.shared_codecs == {"raw", "zstd"}
 
 
 def test_a_trainers_name_says_which_kernels_its_programs_call(roster: Roster) -> None:
@@ -120,5 +144,5 @@ def test_invented_names_do_not_fill_the_memory(
 ) -> None:
     monkeypatch.setattr(roster_module, "MAX_CLIENTS", 2)
     assert [type(roster.admit(name, HELLO)) for name in "abc"] == [Welcome, Welcome, Reject]
-    assert roster.admit("b", HELLO) == Welcome("s")
+    assert roster.admit("b", HELLO) == WELCOME
     assert roster.present == ["a", "b"]

@@ -13,9 +13,11 @@ import pytest
 from broker_server import load
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
+from broker_server.holdings import frames_of
 from broker_server.record import RoundRecord
 from broker_server.state import State
 from edge_runtime.errors import FleetError
+from edge_runtime.ledger import EVERYONE
 from edge_runtime.messages import Assign
 from tests.broker_server.scripted_device import Device
 from tests.broker_server.scripted_fleet import (
@@ -252,17 +254,53 @@ def test_a_fixed_row_stays_with_its_client_whoever_takes_part(tmp_path: Path) ->
 
 
 def test_a_byte_budget_is_kept_by_fewer_experts(tmp_path: Path) -> None:
-    demand = Demand.of(MODEL, experiment())
+    wire = {"uplink": "raw", "downlink": "fp16"}
+    demand = Demand.of(MODEL, experiment(wire=wire))
     budget = demand.moved_bytes(2) - 1
-    fleet = Fleet(tmp_path, experiment(round={"byte_budget": budget}))
+    fleet = Fleet(tmp_path, experiment(round={"byte_budget": budget}, wire=wire))
     fleet.run(1)
     assert [len(client.experts) for client in fleet.records[0].clients] == [1] * 4
     for name in SIZES:
         sent_bytes = sum(
             row.payload_bytes
             for row in fleet.records[0].bytes
-            if (row.client, row.direction) == (name, "up") and row.kind != "message"
+            if (row.side, row.client, row.direction) == ("server", name, "up")
+            and row.kind != "control"
         )
         assert demand.up_bytes(1) <= sent_bytes < demand.up_bytes(2)
     assert len(fleet.records[0].events) == len(SIZES)
     assert all("its link allows no more" in event for event in fleet.records[0].events)
+
+
+# --- the server's egress -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["lossless", "default", "narrow"])
+def test_what_leaves_the_server_grows_with_the_experts_and_not_with_the_devices(
+    tmp_path: Path, preset: str
+) -> None:
+    def egress(devices: int) -> int:
+        """Bytes of frames, in four rounds of 8 experts."""
+        settings = experiment(
+            data={"devices": devices},
+            model={"experts": 8},
+            assignment={"policy": "flex_moe"},
+            wire={"preset": preset},
+        )
+        fleet = Fleet(tmp_path / str(devices), settings)
+        for number in range(devices - len(SIZES)):
+            name = f"x{number:02d}"
+            fleet.add(name, Device(fleet.world, name, fleet.start.model, seed=number))
+        fleet.run(4)
+        assert [record.answered for record in fleet.records] == [devices] * 4
+        taken = [frames_of(m) for d in fleet.devices.values() for m in d.got(Assign)]  # type: ignore[arg-type]
+        assert all(taken) and len(taken) >= 4 * devices
+        return sum(
+            row.wire_bytes
+            for record in fleet.records
+            for row in record.bytes
+            if (row.side, row.client) == ("server", EVERYONE) and row.kind != "control"
+        )
+
+    few, many = egress(10), egress(40)
+    assert few / 1.3 <= many <= 1.3 * few

@@ -12,21 +12,17 @@ from edge_runtime.errors import FlexmoeError
 
 def test_what_was_put_comes_back(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
-    blobs = {
-        (client, kind): f"{client} {kind}".encode()
-        for client in ("a", "A", "b", ".", "..", "x" * 64)
-        for kind in ("backbone", "gate", "expert:3", "expert:33")
-    }
-    for (client, kind), data in blobs.items():
-        spool.put(client, kind, data)
-    assert {key: spool.get(*key) for key in blobs} == blobs
+    updates = {client: client.encode() for client in ("a", "A", "b", ".", "..", "x" * 64)}
+    for client, data in updates.items():
+        spool.put(client, data)
+    assert {client: spool.get(client) for client in updates} == updates
 
 
 def test_no_name_leads_out_of_its_folder(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "run" / "spool")
     (tmp_path / "run").mkdir()
     for client in (".", "..", "...", "~", "CON"):
-        spool.put(client, "backbone", b"data")
+        spool.put(client, b"data")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["spool"]
     files = [path for path in (tmp_path / "run" / "spool").rglob("*") if path.is_file()]
     assert len(files) == 5 == len({str(path).lower() for path in files})
@@ -34,31 +30,31 @@ def test_no_name_leads_out_of_its_folder(tmp_path: Path) -> None:
 
 def test_names_differ_on_disk_whatever_their_case(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    spool.put("pi", "gate", b"1")
-    spool.put("PI", "gate", b"2")
-    folders = [path.name.lower() for path in tmp_path.iterdir()]
-    assert len(set(folders)) == 2
+    spool.put("pi", b"1")
+    spool.put("PI", b"2")
+    files = [path.name.lower() for path in tmp_path.iterdir()]
+    assert len(set(files)) == 2
 
 
-def test_the_last_blob_of_a_kind_counts(tmp_path: Path) -> None:
+def test_the_last_update_of_a_client_counts(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
-    spool.put("a", "gate", b"a longer one")
-    spool.put("a", "gate", b"new")
-    assert spool.get("a", "gate") == b"new"
+    spool.put("a", b"a longer one")
+    spool.put("a", b"new")
+    assert spool.get("a") == b"new"
 
 
 def test_clearing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     spool.clear()
-    spool.put("a", "gate", b"x")
+    spool.put("a", b"x")
     spool.clear()
     spool.clear()
     assert list(tmp_path.iterdir()) == []
-    spool.put("a", "gate", b"y")
-    assert spool.get("a", "gate") == b"y"
+    spool.put("a", b"y")
+    assert spool.get("a") == b"y"
 
 
 def test_a_disk_that_refuses_is_explained(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     with pytest.raises(FlexmoeError, match=r"cannot keep the updates in .*; free some space"):
-        Spool(tmp_path / "spool").put("a", "gate", b"x")
+        Spool(tmp_path / "spool").put("a", b"x")

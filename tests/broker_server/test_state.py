@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgpack
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from broker_server.capacity import Cap
 from broker_server.state import State
 from edge_runtime.blob import digest
 from edge_runtime.errors import DataError
-from edge_runtime.parts import merge
+from edge_runtime.parts import ModelParts, merge
 from tests.broker_server.sample_model import random_model
 
 # Twelve experts: by name, experts.10 comes before experts.2.
@@ -52,6 +54,30 @@ def test_it_comes_back_bit_for_bit() -> None:
         assert after[name].dtype == value.dtype and np.array_equal(after[name], value), name
 
 
+def assert_same(left: ModelParts, right: ModelParts) -> None:
+    one, other = merge(left), merge(right)
+    assert one.keys() == other.keys()
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_what_was_published_comes_back() -> None:
+    other = random_model(1, experts=12)
+    back = State.from_bytes(dataclasses.replace(STATE, published=other).to_bytes())
+    assert back.published is not None
+    assert_same(back.published, other)
+    assert_same(back.model, STATE.model)
+    assert State.from_bytes(DATA).published is None
+
+
+def test_a_published_model_that_is_the_model_is_stored_once() -> None:
+    same = random_model(0, experts=12)
+    data = dataclasses.replace(STATE, published=same).to_bytes()
+    assert len(data) < len(DATA) + 10
+    back = State.from_bytes(data)
+    assert back.published is back.model
+    assert State.from_bytes(back.to_bytes()).to_bytes() == data
+
+
 def test_the_way_there_and_back_settles() -> None:
     assert State.from_bytes(DATA).to_bytes() == DATA
 
@@ -86,5 +112,5 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     packed = msgpack.packb({"version": 1})
-    with pytest.raises(DataError, match="version 1, this release reads 3"):
+    with pytest.raises(DataError, match="version 1, this release reads 4"):
         State.from_bytes(digest(packed) + packed)

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_server.record import ClientRound, Device, RoundRecord, printable
+from broker_server.agreement import Comparison
+from broker_server.record import BytesRow, ClientRound, Device, RoundRecord, Side, printable
 from broker_server.store import Store
 from edge_runtime.errors import ConfigError, DataError
-from edge_runtime.ledger import Direction, LedgerRow
+from edge_runtime.ledger import Direction
 from tests.broker_server.sample_records import (
     client_round,
     device,
@@ -88,6 +89,8 @@ def client_rounds(draw: st.DrawFn, name: str) -> ClientRound:
         telemetry=draw(st.dictionaries(WORDS, NUMBERS, max_size=3)),
         status=draw(st.sampled_from(["ok", "late", "failed", "gone", "rejected"])),
         detail=draw(WORDS),
+        codec=draw(WORDS),
+        budget_bytes=draw(COUNTS),
     )
 
 
@@ -103,7 +106,8 @@ def round_records(draw: st.DrawFn) -> RoundRecord:
     experts = draw(st.integers(0, 5))
     names = draw(st.lists(WORDS, max_size=3, unique=True))
     ways: st.SearchStrategy[Direction] = st.sampled_from(["up", "down"])
-    keys = draw(st.lists(st.tuples(WORDS, ways, WORDS), max_size=4, unique=True))
+    sides: st.SearchStrategy[Side] = st.sampled_from(["server", "device"])
+    keys = draw(st.lists(st.tuples(sides, WORDS, ways, WORDS), max_size=4, unique=True))
     figures: dict[str, Any] = {
         key: draw(NUMBERS) for key in ("global_accuracy", "loss", "gap", "round_s")
     }
@@ -115,7 +119,7 @@ def round_records(draw: st.DrawFn) -> RoundRecord:
         load=draw(st.lists(COUNTS, min_size=experts, max_size=experts)),
         usage=draw(st.lists(COUNTS, min_size=experts, max_size=experts)),
         clients=[draw(client_rounds(name)) for name in names],
-        bytes=[LedgerRow(*key, draw(COUNTS), draw(COUNTS), draw(COUNTS)) for key in keys],
+        bytes=[BytesRow(*key, draw(COUNTS), draw(COUNTS), draw(COUNTS)) for key in keys],
         drops=draw(st.dictionaries(WORDS, COUNTS, max_size=3)),
         events=draw(st.lists(WORDS, max_size=3)),
         devices=[draw(devices(name)) for name in names],
@@ -152,8 +156,8 @@ def test_the_tables_can_be_queried(tmp_path: Path) -> None:
         store.write_round(troubled_record(2))
     database = sqlite3.connect(tmp_path / "run.sqlite")
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    query = "SELECT round, sum(wire_bytes) FROM bytes WHERE direction = 'up' GROUP BY round"
-    assert dict(database.execute(query)) == {
+    query = "SELECT round, sum(wire_bytes) FROM bytes WHERE direction = 'up' AND side = 'device' "
+    assert dict(database.execute(query + "GROUP BY round")) == {
         1: round_record(1).uplink_bytes,
         2: troubled_record(2).uplink_bytes,
     }
@@ -221,6 +225,47 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "run.sqlite")
     assert database.execute("SELECT count(*) FROM checkpoint").fetchone() == (1,)
     database.close()
+
+
+ENDED = [
+    Comparison("broker in", "broker received", "server and devices sent", why="no counters"),
+    Comparison("up, payload", "server received", "devices sent", 2**40, 7),
+]
+
+
+def test_the_end_of_a_run_adds_to_the_last_round_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    more = BytesRow("device", "device-09", "up", "control", 5, 9, 1)
+    last = round_record(2)
+    closed = replace(
+        last,
+        uplink_bytes=last.uplink_bytes + 9,
+        egress_bytes=0,
+        bytes=sorted([*last.bytes, more]),
+        drops={"stale": 3},
+    )
+    with Store.create(tmp_path) as store:
+        store.write_round(round_record(1), b"one")
+        store.write_round(last, b"two")
+        assert list(store.agreement()) == []
+        store.write_final(closed, ENDED)
+        store.write_final(closed, ENDED)
+    with Store.open(tmp_path) as store:
+        assert plain(store.records()) == plain([round_record(1), closed])
+        assert store.load_checkpoint() == (2, b"two")
+        assert list(store.agreement()) == ENDED
+
+
+def test_how_counts_agreed_is_of_the_run_that_ended(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        assert list(store.agreement()) == []
+        store.write_round(round_record(1), b"one")
+        store.write_final(round_record(1), ENDED)
+        store.write_round(round_record(2), b"two")  # it was resumed, and is under way
+        assert list(store.agreement()) == []
+        store.write_final(round_record(2), ENDED[:1])
+        assert list(store.agreement()) == ENDED[:1]
+        store.write_round(round_record(2))
+        assert list(store.agreement()) == []
 
 
 def test_a_round_written_again_replaces_it_and_what_came_after(tmp_path: Path) -> None:

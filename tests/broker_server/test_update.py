@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.update import check_report, decode_update, update_kinds
+from edge_runtime.codec import encode as encode_tensors
+from edge_runtime.codec import parse_coding
 from edge_runtime.errors import WireError
 from edge_runtime.messages import MAX_BLOB_BYTES, Assign, BlobRef, Report
 from edge_runtime.parts import GATE
 from tests.broker_server.sample_model import (
-    CODEC,
     SAMPLES,
     changes,
     encode,
+    encode_anything,
     make_assign,
     make_report,
     random_model,
@@ -27,18 +29,20 @@ from tests.broker_server.sample_model import (
 MODEL = random_model(0)
 ASSIGN = make_assign([1, 3])
 CHANGES = changes(1, MODEL, [1, 3])
-BLOBS = encode(CHANGES)
-REPORT = make_report(ASSIGN, BLOBS)
+SECTIONS = encode(CHANGES)
+REPORT = make_report(ASSIGN, SECTIONS)
 LOCAL = make_assign([1, 3], local_gate=True)
-LOCAL_BLOBS = {kind: data for kind, data in BLOBS.items() if kind != "gate"}
-
-
-def ref(kind: str, size_bytes: int = 100) -> BlobRef:
-    return BlobRef(kind, bytes(16), size_bytes)
+LOCAL_SECTIONS = {kind: data for kind, data in SECTIONS.items() if kind != "gate"}
 
 
 def report(**fields: Any) -> Report:
     return dataclasses.replace(REPORT, **fields)
+
+
+def of_sizes(*sections: int, update: int | None = None) -> dict[str, Any]:
+    """The fields of a report with such sections, and an update of their size or another."""
+    size_bytes = sum(sections) if update is None else update
+    return {"update": BlobRef(bytes(16), size_bytes), "sections": list(sections)}
 
 
 def test_the_kinds_of_an_update_follow_the_assignment() -> None:
@@ -62,7 +66,7 @@ def test_good_reports_pass(good: Report) -> None:
 
 
 def test_a_report_without_the_gate_answers_work_with_a_local_gate() -> None:
-    check_report(make_report(LOCAL, LOCAL_BLOBS), LOCAL, SAMPLES, MODEL)
+    check_report(make_report(LOCAL, LOCAL_SECTIONS), LOCAL, SAMPLES, MODEL)
 
 
 KINDS = update_kinds(ASSIGN)
@@ -88,15 +92,15 @@ BAD_REPORTS: list[tuple[str, dict[str, Any]]] = [
     ("wrong-count", {"test_hits": 3}),
     ("wrong-count", {"test_hits": -1}),
     ("wrong-count", {"test_hits": 0, "test_samples": -1}),
-    ("wrong-blobs", {"update": []}),
-    ("wrong-blobs", {"update": [ref(kind) for kind in KINDS[:-1]]}),
-    ("wrong-blobs", {"update": [ref(kind) for kind in [*KINDS, "expert:3"]]}),
-    ("wrong-blobs", {"update": [ref(kind) for kind in reversed(KINDS)]}),
-    ("wrong-blobs", {"update": [ref(kind) for kind in [*KINDS[:-1], "expert:2"]]}),
-    ("wrong-blobs", {"update": [ref(kind) for kind in [*KINDS[:-1], "../../x"]]}),
-    ("wrong-blobs", {"update": [ref(kind) for kind in KINDS if kind != "gate"]}),
+    ("wrong-sections", {"sections": []}),
+    ("wrong-sections", of_sizes(100, 100, 100)),
+    ("wrong-sections", of_sizes(100, 100, 100, 100, 100)),
+    ("wrong-sections", of_sizes(100, 100, 100, 0)),
+    ("wrong-sections", of_sizes(100, 100, 200, -100)),
+    ("wrong-sections", of_sizes(100, 100, 100, 100, update=399)),
+    ("wrong-sections", of_sizes(100, 100, 100, 100, update=401)),
     *[
-        ("oversized", {"update": [ref(k, MAX_BLOB_BYTES if k == big else 100) for k in KINDS]})
+        ("wrong-sections", of_sizes(*(MAX_BLOB_BYTES // 2 if k == big else 100 for k in KINDS)))
         for big in KINDS
     ],
 ]
@@ -112,20 +116,23 @@ def test_a_bad_report_is_refused(reason: str, fields: dict[str, Any]) -> None:
 def test_a_gate_is_refused_where_it_must_stay_on_the_device() -> None:
     with pytest.raises(WireError) as error:
         check_report(REPORT, LOCAL, SAMPLES, MODEL)
-    assert error.value.reason == "wrong-blobs"
+    assert error.value.reason == "wrong-sections"
 
 
 def test_the_sizes_that_pass_are_near_those_of_the_model() -> None:
     """What a device can make the server hold is bounded before anything is fetched."""
-    bytes_of_model = 4 * sum(
-        value.size for part in (MODEL.backbone, MODEL.experts[0]) for value in part.values()
-    )
-    largest = bytes_of_model + MODEL.gate.nbytes + 64 * 1024
-    for place in range(len(KINDS)):
-        sizes = [largest + 1 if i == place else 100 for i in range(len(KINDS))]
-        update = [ref(kind, size) for kind, size in zip(KINDS, sizes, strict=True)]
-        with pytest.raises(WireError):
-            check_report(report(update=update), ASSIGN, SAMPLES, MODEL)
+    for place, kind in enumerate(KINDS):
+        raw_bytes = sum(value.nbytes for value in CHANGES[kind].values())
+        for size_bytes, passes in (
+            (raw_bytes + 64 * 1024, True),
+            (raw_bytes + 64 * 1024 + 1, False),
+        ):
+            sizes = [size_bytes if i == place else 100 for i in range(len(KINDS))]
+            try:
+                check_report(report(**of_sizes(*sizes)), ASSIGN, SAMPLES, MODEL)
+                assert passes
+            except WireError:
+                assert not passes
 
 
 SMALL = st.lists(st.integers(-3, 12), max_size=3)
@@ -150,12 +157,13 @@ def test_what_passes_keeps_every_rule(
     )
 
 
-def decode(blobs: dict[str, bytes], assign: Assign = ASSIGN) -> Any:
-    return decode_update(blobs, REPORT, assign, SAMPLES, MODEL, CODEC)
+def decode(sections: dict[str, bytes], assign: Assign = ASSIGN) -> Any:
+    data = b"".join(sections.values())
+    return decode_update(data, make_report(assign, sections), assign, SAMPLES, MODEL)
 
 
 def test_a_good_update_decodes() -> None:
-    update = decode(BLOBS)
+    update = decode(SECTIONS)
     assert (update.samples, update.experts, update.usage) == (SAMPLES, [1, 3], REPORT.usage)
     assert np.array_equal(update.gate, CHANGES["gate"][GATE])
     assert np.array_equal(update.backbone["0.weight"], CHANGES["backbone"]["0.weight"])
@@ -165,67 +173,72 @@ def test_a_good_update_decodes() -> None:
             assert np.array_equal(update.changes[slot][name], value)
 
 
+@pytest.mark.parametrize("spec", ["raw+zlib", "fp16", "int8+zip", "int4", "topk(0.5)"])
+def test_an_update_decodes_whatever_it_is_coded_with(spec: str) -> None:
+    update = decode(encode(CHANGES, spec))
+    for slot, kind in enumerate(("expert:1", "expert:3")):
+        for name, value in CHANGES[kind].items():
+            lost = update.changes[slot][name] - value
+            assert np.abs(lost).max() <= np.abs(value).max()
+            assert np.linalg.norm(lost) < 0.9 * np.linalg.norm(value)
+
+
 def test_a_local_gate_decodes_to_none() -> None:
-    assert decode(LOCAL_BLOBS, LOCAL).gate is None
+    assert decode(LOCAL_SECTIONS, LOCAL).gate is None
 
 
-def swapped(kind: str, **tensors: Any) -> dict[str, bytes]:
-    """The good blobs with other tensors in `kind`; None takes one away."""
+def spoilt(kind: str, name: str, value: float) -> dict[str, bytes]:
+    """The good sections with another last value in one tensor."""
+    tensors = {**CHANGES[kind], name: CHANGES[kind][name].copy()}
+    tensors[name].flat[-1] = value
+    return {**SECTIONS, kind: encode_anything(tensors)}
+
+
+def described(kind: str, **tensors: Any) -> dict[str, bytes]:
+    """The good sections with other tensors in `kind`, described; None takes one away."""
     changed = {**CHANGES[kind], **{n.replace("__", "."): v for n, v in tensors.items()}}
     left = {name: value for name, value in changed.items() if value is not None}
-    return {**BLOBS, kind: CODEC.encode(left)}
-
-
-def filled(shape: tuple[int, ...], value: float, dtype: str = "f4") -> np.ndarray:
-    array = np.zeros(shape, dtype)
-    array.flat[-1] = value
-    return array
+    rng = np.random.default_rng(0)
+    return {**SECTIONS, kind: encode_tensors(left, parse_coding("raw"), rng, described=True)}
 
 
 BAD_UPDATES: list[tuple[str, dict[str, bytes]]] = [
-    ("wrong-shape", swapped("backbone", **{"0__bias": np.zeros(7, np.float32)})),
-    ("wrong-shape", swapped("backbone", **{"0__bias": np.zeros((6, 1), np.float32)})),
-    ("wrong-shape", swapped("backbone", **{"0__weight": np.zeros((4, 6), np.float32)})),
-    ("wrong-shape", swapped("expert:3", **{"0__bias": np.zeros(0, np.float32)})),
-    ("wrong-shape", swapped("expert:1", **{"0__bias": np.zeros(3, np.float16)})),
-    ("wrong-shape", swapped("expert:1", **{"0__bias": np.zeros(3, np.int32)})),
-    ("wrong-shape", {**BLOBS, "gate": CODEC.encode({GATE: MODEL.gate})}),
-    ("wrong-names", swapped("backbone", **{"0__bias": None})),
-    ("wrong-names", swapped("expert:3", **{"0__weight": None})),
-    ("wrong-names", swapped("expert:3", more=np.zeros(1, np.float32))),
-    ("wrong-names", {**BLOBS, "gate": CODEC.encode({"gate": CHANGES["gate"][GATE]})}),
-    ("wrong-shape", {**BLOBS, "expert:1": BLOBS["backbone"]}),
-    ("wrong-names", {**BLOBS, "expert:3": BLOBS["gate"]}),
+    ("bad-blob", described("backbone", **{"0__bias": np.zeros(7, np.float32)})),
+    ("bad-blob", described("backbone", **{"0__weight": np.zeros((4, 6), np.float32)})),
+    ("bad-blob", described("backbone", **{"0__bias": None})),
+    ("bad-blob", described("expert:3", more=np.zeros(1, np.float32))),
+    ("bad-body", {**SECTIONS, "gate": encode({"gate": {GATE: MODEL.gate}})["gate"]}),
+    ("bad-body", {**SECTIONS, "expert:1": SECTIONS["backbone"]}),
     *[
-        ("not-finite", swapped(kind, **{name: filled(shape, value)}))
+        ("not-finite", spoilt(kind, name, value))
         for value in (np.nan, np.inf, -np.inf)
-        for kind, name, shape in (
-            ("backbone", "0__weight", (6, 4)),
-            ("expert:3", "0__bias", (3,)),
-            ("gate", "gate__weight", (2, 6)),
-        )
+        for kind, name in (("backbone", "0.weight"), ("expert:3", "0.bias"), ("gate", GATE))
     ],
-    ("bad-tensors", {**BLOBS, "backbone": b"not a blob of tensors"}),
-    ("bad-tensors", {**BLOBS, "gate": BLOBS["gate"][:-1]}),
-    ("bad-tensors", {**BLOBS, "expert:3": BLOBS["expert:3"] + b"\0"}),
+    ("bad-blob", {**SECTIONS, "backbone": b"not a coded blob"}),
+    ("unknown-codec", {**SECTIONS, "backbone": b"\x10\xff" + SECTIONS["backbone"][2:]}),
+    ("unknown-codec", {**SECTIONS, "backbone": b"\x10\x00\x04best" + SECTIONS["backbone"][2:]}),
+    ("bad-body", {**SECTIONS, "gate": SECTIONS["gate"][:-1]}),
+    ("bad-body", {**SECTIONS, "expert:3": SECTIONS["expert:3"] + b"\0"}),
 ]
 
 
-@pytest.mark.parametrize(("reason", "blobs"), BAD_UPDATES)
-def test_a_bad_update_is_refused(reason: str, blobs: dict[str, bytes]) -> None:
+@pytest.mark.parametrize(("reason", "sections"), BAD_UPDATES)
+def test_a_bad_update_is_refused(reason: str, sections: dict[str, bytes]) -> None:
     with pytest.raises(WireError) as error:
-        decode(blobs)
+        decode(sections)
     assert error.value.reason == reason
+    bad = next(kind for kind in KINDS if sections[kind] != SECTIONS[kind])
+    assert f": {bad}: " in str(error.value)
 
 
 @settings(max_examples=60)
 @given(st.sampled_from(KINDS), st.data())
 def test_damaged_bytes_never_give_a_number_that_is_none(kind: str, data: st.DataObject) -> None:
-    damaged = bytearray(BLOBS[kind])
+    damaged = bytearray(SECTIONS[kind])
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        update = decode({**BLOBS, kind: bytes(damaged)})
+        update = decode({**SECTIONS, kind: bytes(damaged)})
     except WireError:
         return
     assert np.isfinite(update.gate).all() and update.gate.shape == (2, 6)
@@ -239,6 +252,7 @@ def test_a_change_that_would_overflow_the_model_is_refused() -> None:
         MODEL, backbone={name: np.full_like(v, largest) for name, v in MODEL.backbone.items()}
     )
     change = {name: np.full_like(value, largest / 2) for name, value in MODEL.backbone.items()}
-    blobs = {**BLOBS, "backbone": CODEC.encode(change)}
-    with pytest.raises(WireError, match="overflows"):
-        decode_update(blobs, REPORT, ASSIGN, SAMPLES, model, CODEC)
+    sections = {**SECTIONS, "backbone": encode({"backbone": change})["backbone"]}
+    data, sent = b"".join(sections.values()), make_report(ASSIGN, sections)
+    with pytest.raises(WireError, match=r"backbone: '0\.bias' overflows"):
+        decode_update(data, sent, ASSIGN, SAMPLES, model)

@@ -10,10 +10,12 @@ from device_profiles.fleet import Fleet
 from edge_runtime.errors import FleetError
 
 
-def fleet(tmp_path: Path, trainer: str = "native", threads: int = 0, **shards: Path) -> Fleet:
+def fleet(
+    tmp_path: Path, trainer: str = "native", threads: int = 0, link: str = "", **shards: Path
+) -> Fleet:
     # Nobody listens on port 1: a device with good data waits no longer than it takes to say so.
-    log = tmp_path / "log"
-    return Fleet(shards, "127.0.0.1", 1, "default", trainer, log, tmp_path, threads)
+    log, links = tmp_path / "log", dict.fromkeys(shards, link) if link else {}
+    return Fleet(shards, "127.0.0.1", 1, "default", trainer, log, tmp_path, threads, links)
 
 
 def test_a_device_that_cannot_start_is_named_once_with_its_last_words(tmp_path: Path) -> None:
@@ -34,14 +36,18 @@ def test_a_device_that_cannot_start_ends_the_joining(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "threads", "says"),
-    [("tf", 0, "--trainer: invalid choice: 'tf'"), ("native", -1, "--threads: .* got '-1'")],
+    ("trainer", "threads", "link", "says"),
+    [
+        ("tf", 0, "", "--trainer: invalid choice: 'tf'"),
+        ("native", -1, "", "--threads: .* got '-1'"),
+        ("native", 0, "two words", "link name 'two words': expected"),
+    ],
 )
-def test_devices_are_told_how_to_train(
-    trainer: str, threads: int, says: str, tmp_path: Path
+def test_devices_are_told_how_to_train_and_how_they_are_linked(
+    trainer: str, threads: int, link: str, says: str, tmp_path: Path
 ) -> None:
     """Nonsense shows that it arrives."""
-    with fleet(tmp_path, trainer, threads, only=tmp_path / "none.npz") as devices:
+    with fleet(tmp_path, trainer, threads, link, only=tmp_path / "none.npz") as devices:
         devices.wait(60)
         with pytest.raises(FleetError, match=says):
             devices.check()

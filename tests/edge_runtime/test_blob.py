@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.blob import BlobShelf, chunk, digest, kind_of_expert, make_ref
 from edge_runtime.errors import ConfigError, FlexmoeError, WireError
-from edge_runtime.messages import CHUNK_BYTES, BlobRef, pack, unpack
+from edge_runtime.messages import CHUNK_BYTES, MIN_CHUNK_BYTES, BlobRef, pack, unpack
 
 
 def test_digest_is_blake2b_of_16_bytes() -> None:
@@ -19,29 +19,30 @@ def test_digest_is_blake2b_of_16_bytes() -> None:
 
 
 def test_make_ref() -> None:
-    assert make_ref("gate", b"abc") == BlobRef("gate", digest(b"abc"), 3)
+    assert make_ref(b"abc") == BlobRef(digest(b"abc"), 3)
     with pytest.raises(WireError, match="bad-size"):
-        make_ref("gate", b"")
+        make_ref(b"")
 
 
 def test_expert_kinds() -> None:
     assert [kind_of_expert(e) for e in (0, 3, 12)] == ["expert:0", "expert:3", "expert:12"]
 
 
-@pytest.mark.parametrize("size_bytes", [1, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5])
-def test_chunks_add_up(size_bytes: int) -> None:
+@pytest.mark.parametrize("chunk_bytes", [MIN_CHUNK_BYTES, CHUNK_BYTES])
+@pytest.mark.parametrize(("chunks", "more_bytes"), [(0, 1), (1, -1), (1, 0), (2, 5)])
+def test_chunks_add_up(chunk_bytes: int, chunks: int, more_bytes: int) -> None:
+    size_bytes = chunks * chunk_bytes + more_bytes
     data = (b"0123456789" * (size_bytes // 10 + 1))[:size_bytes]
-    ref = make_ref("backbone", data)
-    chunks = [chunk(ref.digest, data, index) for index in range(ref.chunks)]
-    assert b"".join(part.data for part in chunks) == data
-    assert {(part.digest, part.count, part.size_bytes) for part in chunks} == {
-        (ref.digest, ref.chunks, size_bytes)
-    }
-    assert [part.index for part in chunks] == list(range(ref.chunks))
-    assert [unpack(pack(part)) for part in chunks] == chunks
-    for index in (-1, ref.chunks):
+    ref = make_ref(data)
+    count = ref.chunks(chunk_bytes)
+    parts = [chunk(ref.digest, data, index, chunk_bytes) for index in range(count)]
+    assert b"".join(part.data for part in parts) == data
+    assert {len(part.data) for part in parts[:-1]} <= {chunk_bytes}
+    assert [(part.digest, part.index) for part in parts] == [(ref.digest, i) for i in range(count)]
+    assert [unpack(pack(part)) for part in parts] == parts
+    for index in (-1, count):
         with pytest.raises(WireError, match="bad-want"):
-            chunk(ref.digest, data, index)
+            chunk(ref.digest, data, index, chunk_bytes)
 
 
 class SlowShelf:
@@ -68,6 +69,10 @@ class SlowShelf:
             if sum(map(len, self.blobs)) > size_bytes:
                 self.blobs.remove(blob)
 
+    def drop(self, data: bytes) -> None:
+        if data in self.blobs:
+            self.blobs.remove(data)
+
     def get(self, data: bytes) -> bytes | None:
         if data not in self.blobs:
             return None
@@ -77,7 +82,7 @@ class SlowShelf:
 
 
 _actions = st.tuples(
-    st.sampled_from(["put", "put", "get", "pin", "unpin", "trim"]), st.integers(1, 5)
+    st.sampled_from(["put", "put", "get", "pin", "unpin", "trim", "drop"]), st.integers(1, 5)
 )
 
 
@@ -99,6 +104,9 @@ def test_shelf_is_the_slow_shelf(actions: list[tuple[str, int]], capacity_bytes:
         elif action == "trim":
             shelf.trim(size_bytes)
             slow.trim(size_bytes)
+        elif action == "drop":
+            shelf.drop(name)
+            slow.drop(data)
         elif action == "pin":
             shelf.pin([name])
             slow.pins.append(data)
@@ -109,6 +117,7 @@ def test_shelf_is_the_slow_shelf(actions: list[tuple[str, int]], capacity_bytes:
             with pytest.raises(KeyError):
                 shelf.unpin([name])
         assert {n for n in range(1, 6) if digest(b"x" * n) in shelf} == set(map(len, slow.blobs))
+        assert shelf.names == [digest(blob) for blob in slow.blobs]
         assert shelf.used_bytes == sum(map(len, slow.blobs)) <= capacity_bytes
         assert len(shelf) == len(slow.blobs)
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from edge_runtime.codec import known_codecs
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.greeting import HELLO_EVERY_S
 from edge_runtime.messages import (
     Gone,
     Hello,
+    Report,
     Rollcall,
     Stop,
-    Welcome,
 )
+from edge_runtime.program_cache import ProgramCache
 from edge_runtime.telemetry import memory_available_bytes
-from tests.edge_runtime.stage import (
-    SAMPLES,
-    Script,
-    Stage,
-)
+from edge_runtime.work import contents_of
+from tests.edge_runtime.stage import SAMPLES, Script, Stage, make_model
 
 
 @pytest.fixture
@@ -40,9 +41,12 @@ def test_a_device_says_who_it_is(stage: Stage) -> None:
             cores=hello.cores,
             memory_available_bytes=hello.memory_available_bytes,
             version=hello.version,
+            link="",
+            codecs=known_codecs(),
+            held=[],
         )
         assert hello.cores > 0 and hello.memory_available_bytes > 0 and hello.version
-        stage.say(Welcome("s"))
+        stage.welcome()
         stage.say(Stop("s", "the run is complete"))
         yield
 
@@ -56,18 +60,55 @@ def test_a_limit_is_the_memory_that_it_says_to_have() -> None:
         def script(stage: Stage = stage, told: int = told) -> Script:
             hello = yield from stage.hear(Hello)
             assert hello.memory_available_bytes == pytest.approx(told, rel=0.2)
-            stage.say(Welcome("s"))
+            stage.welcome()
             stage.say(Stop("s", "enough"))
             yield
 
         stage.play(script())
 
 
+def test_it_says_what_it_holds_and_how_it_is_linked(tmp_path: Path) -> None:
+    """Parts in memory, programs on its disk, also after a restart."""
+    before = Stage(programs=ProgramCache(tmp_path), link_class="lte-m")
+    assign = before.make_assign(make_model(0, before.layout))
+    programs = {assign.training_program.digest, assign.evaluation_program.digest}
+
+    def first() -> Script:
+        yield from before.join()
+        before.say(assign)
+        yield from before.hear(Report)
+        before.say(Rollcall("s"))
+        hello = yield from before.hear(Hello)
+        assert hello.link == "lte-m"
+        assert set(hello.held) == {part.digest for _, part in contents_of(assign)}
+        before.welcome()
+        before.say(Stop("s", "enough"))
+        yield
+
+    before.play(first())
+    after = Stage(programs=ProgramCache(tmp_path))
+
+    def second() -> Script:
+        hello = yield from after.hear(Hello)
+        assert set(hello.held) == programs
+        after.welcome()
+        after.say(assign)
+        after.make_assign(make_model(0, after.layout))
+        yield from after.hear(Report)
+        assert {name for name, _ in after.mailbox.listened}.isdisjoint(
+            {part.frames[0].digest for _, part in contents_of(assign)[:2]}
+        )
+        after.say(Stop("s", "enough"))
+        yield
+
+    after.play(second())
+
+
 def test_hello_is_said_until_it_is_answered(stage: Stage) -> None:
     def script() -> Script:
         yield from stage.rest(3 * HELLO_EVERY_S + 1)
         assert stage.count(Hello) == 4
-        stage.say(Welcome("s"))
+        stage.welcome()
         yield from stage.rest(5 * HELLO_EVERY_S)
         assert stage.count(Hello) == 4
         stage.say(Rollcall("s"))
@@ -75,7 +116,7 @@ def test_hello_is_said_until_it_is_answered(stage: Stage) -> None:
         assert stage.count(Hello) == 5
         yield from stage.rest(2 * HELLO_EVERY_S)
         assert stage.count(Hello) == 7  # the answer to it is missing
-        stage.say(Welcome("s"))
+        stage.welcome()
         stage.say(Stop("s", "enough"))
         yield
 
@@ -93,7 +134,7 @@ def test_hello_is_said_at_once_on_a_new_connection(stage: Stage) -> None:
         began_s = stage.world.now_s
         hello = yield from stage.hear(Hello)
         assert hello.session == "s" and stage.world.now_s - began_s < HELLO_EVERY_S / 2
-        stage.say(Welcome("s"))
+        stage.welcome()
         stage.say(Stop("s", "enough"))
         yield
 
@@ -105,11 +146,11 @@ def test_the_answer_to_an_earlier_connections_hello_does_not_count(stage: Stage)
 
     def script() -> Script:
         yield from stage.hear(Hello)
-        stage.say(Welcome("s"))  # lies unread in the inbox while the connection changes
+        stage.welcome()  # lies unread in the inbox while the connection changes
         stage.link.kill()
         stage.link.restore()
         yield from stage.hear(Hello)
-        stage.say(Welcome("s"))
+        stage.welcome()
         yield from stage.rest(3 * HELLO_EVERY_S)
         assert stage.count(Hello) == 0
         stage.say(Stop("s", "enough"))

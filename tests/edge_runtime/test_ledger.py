@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.ledger import CONNECTION, NOBODY, Ledger, LedgerRow, Role, total_wire_bytes
+from edge_runtime.ledger import (
+    CONNECTION,
+    EVERYONE,
+    NOBODY,
+    Ledger,
+    LedgerRow,
+    Role,
+    from_moved,
+    to_moved,
+    total_wire_bytes,
+)
+from edge_runtime.messages import Account, pack, unpack
+from edge_runtime.topics import valid_name
 
 _bookings = st.builds(
     lambda client, direction, kind, payload, header, messages: (
@@ -21,9 +33,9 @@ _bookings = st.builds(
         payload + header,
         messages,
     ),
-    st.sampled_from(["device-1", "device-2", NOBODY]),
+    st.sampled_from(["device-1", "device-2", NOBODY, EVERYONE]),
     st.sampled_from(["up", "down"]),
-    st.sampled_from(["message", "gate", "expert:1"]),
+    st.sampled_from(["control", "gate", "expert:1"]),
     st.integers(0, 300_000),
     st.integers(1, 60),
     st.integers(0, 1),
@@ -79,9 +91,9 @@ def test_merge(one: list[Any], other: list[Any]) -> None:
 
 
 def test_what_moves_leaves_nothing_behind() -> None:
-    ledger = booked([("x", "up", "message", 50, 60, 1), ("d", "up", "message", 1, 2, 1)])
-    ledger.move(LedgerRow("x", "up", "message", 50, 60, 1), "d")
-    assert ledger.cut() == ledger.rows() == [LedgerRow("d", "up", "message", 51, 62, 2)]
+    ledger = booked([("x", "up", "control", 50, 60, 1), ("d", "up", "control", 1, 2, 1)])
+    ledger.move(LedgerRow("x", "up", "control", 50, 60, 1), "d")
+    assert ledger.cut() == ledger.rows() == [LedgerRow("d", "up", "control", 51, 62, 2)]
 
 
 def test_rows_cannot_be_changed() -> None:
@@ -111,20 +123,20 @@ def test_the_remainder_is_set_and_not_added(role: Role) -> None:
     ledger = Ledger()
     assert ledger.reconcile(100, 100, role) == 0
     # 60 of those bytes were a message that nobody had booked yet.
-    ledger.book("d", "up", "message", 50, 60)
+    ledger.book("d", "up", "control", 50, 60)
     assert ledger.reconcile(100, 100, role) == 0
     assert ledger.rows() == [
         LedgerRow("", "down", CONNECTION, 0, 100, 0),
         LedgerRow("", "up", CONNECTION, 0, 40, 0),
-        LedgerRow("d", "up", "message", 50, 60, 1),
+        LedgerRow("d", "up", "control", 50, 60, 1),
     ]
 
 
 def test_booked_but_not_sent_yet() -> None:
     ledger = Ledger()
-    ledger.book("d", "up", "message", 50, 60)
+    ledger.book("d", "up", "control", 50, 60)
     assert ledger.reconcile(45, 0, "device") == 15
-    assert ledger.rows() == [LedgerRow("d", "up", "message", 50, 60, 1)]
+    assert ledger.rows() == [LedgerRow("d", "up", "control", 50, 60, 1)]
     assert ledger.reconcile(64, 0, "device") == 0
     assert ledger.uplink_bytes == 64
 
@@ -140,7 +152,7 @@ def test_reconciling_too_early_heals(steps: list[tuple[int, int, bool]]) -> None
         moved += socket_bytes
         book_bytes = min(book_bytes, moved - booked_bytes)
         booked_bytes += book_bytes
-        ledger.book("d", "up", "message", 0, book_bytes)
+        ledger.book("d", "up", "control", 0, book_bytes)
         excess = ledger.reconcile(moved, 0, "device")
         assert ledger.uplink_bytes == moved + excess
         if cut:
@@ -175,3 +187,33 @@ def test_two_threads_lose_nothing() -> None:
     while any(thread.is_alive() for thread in threads):
         cut_bytes += total_wire_bytes(ledger.cut(), "up")
     assert cut_bytes + total_wire_bytes(ledger.cut(), "up") == ledger.uplink_bytes == 30_000
+
+
+@given(bookings_strategy)
+def test_what_a_device_tells_is_what_it_booked(bookings: list[Any]) -> None:
+    """Whatever names its rows have: on its own link all of it was the device's."""
+    told = unpack(pack(Account("s", to_moved(booked(bookings).rows()))))
+    assert isinstance(told, Account)
+    own = [("ann", *rest) for _, *rest in bookings]
+    assert from_moved("ann", told.account) == booked(own).rows()
+    kinds = [moved.kind for moved in told.account]
+    assert kinds == sorted({row.kind for row in booked(own).rows()})
+
+
+@given(st.lists(bookings_strategy, max_size=4))
+def test_accounts_add_up_to_the_ledger(rounds: list[list[Any]]) -> None:
+    device, server = Ledger(), Ledger()
+    for bookings in rounds:
+        for _, *rest in bookings:
+            device.book("ann", *rest)
+        server.merge(from_moved("ann", to_moved(device.cut())))
+    assert server.rows() == device.rows()
+
+
+def test_a_kind_that_is_told_twice_counts_twice() -> None:
+    [moved] = to_moved([LedgerRow("ann", "up", "gate", 10, 12, 1)])
+    assert from_moved("ann", [moved, moved]) == [LedgerRow("ann", "up", "gate", 20, 24, 2)]
+
+
+def test_no_client_can_be_called_nobody_or_everyone() -> None:
+    assert not valid_name(NOBODY) and not valid_name(EVERYONE)

@@ -209,6 +209,88 @@ def test_a_lost_connection_comes_back_with_subscriptions_and_what_was_published(
     assert not flaky.contested
 
 
+def test_what_is_retained_comes_to_whoever_listens_later(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    sender, late = connect("sender"), connect("late")
+    topics = [f"{unique}/{i}" for i in range(5)]
+    sent = {topic: sender.publish(topic, topic.encode() * 100, retain=True) for topic in topics}
+    sender.publish(topics[0], b"for those who listen now")
+    assert sender.flush(WAIT_S)
+    before = late.settled_bytes()[1]
+    late.listen(topics[:3])
+    assert {packet.topic: packet for packet in (receive(late) for _ in range(3))} == {
+        topic: sent[topic] for topic in topics[:3]
+    }
+    wire_bytes = sum(sent[topic].wire_bytes for topic in topics[:3])
+    suback_bytes = 0 if isinstance(late, MemoryLink) else 2 + 2 + 3
+    assert eventually(lambda: late.settled_bytes()[1] == before + wire_bytes + suback_bytes)
+    sender.publish(topics[1], b"news")
+    assert receive(late).payload == b"news"
+    late.listen([topics[0]])  # again: so it comes again
+    assert receive(late) == sent[topics[0]]
+    assert late.receive(0) is None
+
+
+def test_a_pattern_gets_what_is_retained_too(connect: Connect, unique: str) -> None:
+    sender, late = connect("sender"), connect("late")
+    sent = sender.publish(f"{unique}/a/b", b"kept", retain=True)
+    assert sender.flush(WAIT_S)
+    late.subscribe(f"{unique}/+/b")
+    assert receive(late) == sent
+
+
+def test_what_nobody_listens_to_any_more_does_not_come(connect: Connect, unique: str) -> None:
+    sender, receiver = connect("sender"), connect("receiver")
+    receiver.subscribe(f"{unique}/all")
+    receiver.listen([f"{unique}/a", f"{unique}/b", f"{unique}/c"])
+    receiver.unlisten([f"{unique}/a", f"{unique}/c", f"{unique}/never asked for"])
+    receiver.listen([f"{unique}/d"])
+    # The broker answers a client in order: when this has come, all of that was done.
+    receiver.publish(f"{unique}/all", b"done")
+    assert receive(receiver).payload == b"done"
+    for name in ("a", "b", "c", "d", "all"):
+        sender.publish(f"{unique}/{name}", name.encode())
+    assert [receive(receiver).payload for _ in range(3)] == [b"b", b"d", b"all"]
+    assert receiver.receive(0) is None
+
+
+def test_an_empty_payload_clears_what_is_retained(connect: Connect, unique: str) -> None:
+    sender, early, late = connect("sender"), connect("early"), connect("late")
+    early.listen([unique])
+    sender.publish(unique, b"old", retain=True)
+    sender.publish(unique, b"new", retain=True)
+    assert [receive(early).payload for _ in range(2)] == [b"old", b"new"]
+    sender.publish(unique, b"", retain=True)
+    assert receive(early).payload == b""
+    assert sender.flush(WAIT_S)
+    late.listen([unique, f"{unique}/marker"])
+    sender.publish(f"{unique}/marker", b"marker", retain=True)
+    assert receive(late).payload == b"marker"
+
+
+def test_listening_survives_a_lost_connection(
+    connect: Connect, unique: str, eventually: Eventually
+) -> None:
+    sender, flaky = connect("sender"), connect("flaky")
+    for name in "abcd":
+        sender.publish(f"{unique}/{name}", name.encode(), retain=True)
+    assert sender.flush(WAIT_S)
+    flaky.listen([f"{unique}/a", f"{unique}/b"])
+    assert sorted(receive(flaky).payload for _ in range(2)) == [b"a", b"b"]
+    lose_connection(flaky)
+    assert eventually(lambda: not flaky.connected or flaky.connections > 1)
+    flaky.unlisten([f"{unique}/a"])
+    flaky.listen([f"{unique}/c"])
+    restore_connection(flaky)
+    assert eventually(lambda: flaky.connected and flaky.connections == 2)
+    came = {receive(flaky).payload for _ in range(2)}
+    flaky.listen([f"{unique}/d"])
+    while (packet := receive(flaky)).payload != b"d":  # `c` twice, if it was back before `listen`
+        came.add(packet.payload)
+    assert came <= {b"a", b"b", b"c"} and came >= {b"b", b"c"}
+
+
 def test_the_will_is_published_for_a_lost_connection(connect: Connect, unique: str) -> None:
     watcher = connect("watcher")
     watcher.subscribe(f"{unique}/#")
@@ -253,6 +335,33 @@ def test_the_same_name_takes_over_and_the_first_one_loses_its_connection(
         connect("twin")
     assert receive(watcher).payload == b"first"
     assert eventually(lambda: not first.connected or first.connections > 1)
+
+
+def test_a_memory_broker_may_keep_nothing() -> None:
+    broker = MemoryBroker(retains=False)
+    sender, early, late = (MemoryLink(broker, name) for name in ("sender", "early", "late"))
+    early.listen(["t"])
+    sender.publish("t", b"data", retain=True)
+    late.listen(["t"])
+    assert receive(early).payload == b"data"
+    assert late.receive(0) is None
+
+
+def test_a_memory_broker_that_restarts_knows_nothing_and_nobody() -> None:
+    broker = MemoryBroker()
+    sender = MemoryLink(broker, "sender", will=("gone", b"sender"))
+    receiver = MemoryLink(broker, "receiver")
+    receiver.subscribe("gone")
+    sender.publish("t", b"before", retain=True)
+    broker.restart()
+    assert not sender.connected and not receiver.connected
+    sender.publish("t", b"meanwhile")
+    receiver.listen(["t"])
+    receiver.restore()
+    assert receiver.receive(0) is None
+    sender.restore()
+    assert receive(receiver).payload == b"meanwhile"
+    assert receiver.receive(0) is None
 
 
 def test_inbox_is_bounded_by_bytes_too() -> None:

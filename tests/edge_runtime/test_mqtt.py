@@ -22,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker_server import broker as broker_module
 from broker_server.broker import Broker, free_port, open_broker
-from edge_runtime import mqtt
+from edge_runtime import contest, mqtt
 from edge_runtime.errors import BrokerError
 from edge_runtime.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES
 from edge_runtime.mqtt import MqttLink
@@ -228,7 +228,7 @@ def test_what_could_never_be_a_message_is_not_even_read(
         stranger(boundless_broker, "stranger") as client,
     ):
         link.subscribe("t")
-        for number in range(1, mqtt.CONTESTED_LOSSES + 2):
+        for number in range(1, contest.LOSSES + 2):
             client.publish("t", bytes(8 << 20), qos=1)
             assert eventually(lambda: link.connected and link.connections == number + 1)  # noqa: B023
             assert link.oversized == number
@@ -263,8 +263,8 @@ def test_an_acknowledgement_may_overtake_its_publish(
     with closing(MqttLink(broker.host, broker.port, unique)) as link:
         publish = link._client.publish
 
-        def slow_publish(topic: str, payload: bytes, qos: int) -> paho.MQTTMessageInfo:
-            info = publish(topic, payload, qos)
+        def slow_publish(topic: str, payload: bytes, **options: Any) -> paho.MQTTMessageInfo:
+            info = publish(topic, payload, **options)
             info.wait_for_publish(WAIT_S)
             return info
 
@@ -374,6 +374,60 @@ def hostile_packets() -> list[bytes]:
     ]
     bad_topic = b"\x30\x05\x00\x02\xff\xfe!"
     return [*framed, bad_topic, *(rng.randbytes(40) for _ in range(20))]
+
+
+def take_packet(connection: socket.socket) -> tuple[int, bytes]:
+    """The type and the body of one short MQTT packet."""
+    header = connection.recv(2, socket.MSG_WAITALL)
+    if len(header) < 2:
+        raise ConnectionError("the link has left")
+    kind, length = header
+    assert length < 128
+    return kind >> 4, connection.recv(length, socket.MSG_WAITALL) if length else b""
+
+
+def test_many_topics_are_asked_for_in_one_packet_and_a_refusal_does_no_harm(
+    eventually: Eventually,
+) -> None:
+    """Also on the next connection, where they are asked for with everything else."""
+    asked: list[tuple[int, bytes]] = []
+    hang_up_now = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(CONNACK)
+        while True:
+            kind, body = take_packet(connection)
+            asked.append((kind, body[2:]))
+            topics = asked[-1][1].count(b"\x01t") or 1
+            granted = body.count(b"\x01p")
+            if kind == 8:
+                codes = b"\x01" * granted + b"\x80" * (topics - granted)
+                connection.sendall(bytes([0x90, 2 + len(codes)]) + body[:2] + codes)
+            elif kind == 10:
+                connection.sendall(b"\xb0\x02" + body[:2])
+                if hang_up_now.is_set():
+                    return
+
+    def names(*topics: str, qos: bytes = b"\x01") -> bytes:
+        return b"".join(len(t).to_bytes(2, "big") + t.encode() + qos for t in topics)
+
+    with peer(talk) as port, closing(MqttLink("127.0.0.1", port, "device")) as link:
+        link.subscribe("p")
+        link.listen(["t1", "t2", "t3"])
+        link.listen([])
+        link.unlisten([])
+        link.unlisten(["t2"])
+        assert eventually(lambda: len(asked) == 3)
+        assert asked == [
+            (8, names("p")),
+            (8, names("t1", "t2", "t3")),
+            (10, names("t2", qos=b"")),
+        ]
+        assert link.connected and link.connections == 1
+        hang_up_now.set()
+        link.unlisten(["t4"])
+        assert eventually(lambda: link.connected and link.connections == 2)
+        assert asked[4:] == [(8, names("p", "t1", "t3"))]
 
 
 def test_garbage_from_a_broker_does_not_end_the_link(eventually: Eventually) -> None:

@@ -6,8 +6,6 @@ import math
 import random
 import tracemalloc
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -17,23 +15,10 @@ from hypothesis import strategies as st
 from edge_runtime.blob import chunk, make_ref
 from edge_runtime.errors import WireError
 from edge_runtime.messages import DIGEST_BYTES, BlobRef, Chunk, Fetch, Want
-from edge_runtime.transfer import MAX_ATTEMPTS, MAX_RETRY_S, Download, serve
+from edge_runtime.transfer import MAX_ATTEMPTS, MAX_RETRY_S, Download, Wants, serve
 
 SMALL = 16
-
-
-@contextmanager
-def chunks_of(size_bytes: int) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("messages", "blob", "transfer"):
-            patch.setattr(f"edge_runtime.{module}.CHUNK_BYTES", size_bytes)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_chunks() -> Iterator[None]:
-    with chunks_of(SMALL):
-        yield
+NOTHING = Wants([], [])
 
 
 def blob(chunks: int, seed: int = 0, short: int = 5) -> bytes:
@@ -42,16 +27,16 @@ def blob(chunks: int, seed: int = 0, short: int = 5) -> bytes:
 
 
 def parts_of(data: bytes) -> list[Chunk]:
-    ref = make_ref("gate", data)
-    return [chunk(ref.digest, data, index) for index in range(ref.chunks)]
+    ref = make_ref(data)
+    return [chunk(ref.digest, data, index, SMALL) for index in range(ref.chunks(SMALL))]
 
 
 def keys(wants: list[Want]) -> list[tuple[bytes, int]]:
     return [(w.digest, i) for w in wants for i in range(w.first, w.first + w.count)]
 
 
-def indices(wants: list[Want]) -> list[int]:
-    return [index for _, index in keys(wants)]
+def indices(wants: Wants) -> list[int]:
+    return [index for _, index in keys(wants.all)]
 
 
 def reason(download: Download, part: Chunk, now_s: float = 0.0) -> str:
@@ -70,8 +55,8 @@ class Link:
         self.reach = reach  # how far a chunk may overtake others
         self.way: list[Chunk] = []
 
-    def ask(self, wants: list[Want], loss: float, doubling: float, spoiling: float) -> None:
-        for part in serve(Fetch(wants), self.held.get):
+    def ask(self, wants: Wants, loss: float, doubling: float, spoiling: float) -> None:
+        for part in serve(Fetch(wants.all), self.held.get, SMALL):
             for _ in range(2 if self.rng.random() < doubling else 1):
                 if self.rng.random() >= loss:
                     spoil = self.rng.random() < spoiling
@@ -85,9 +70,7 @@ class Link:
                 replace(part, data=part.data[:i] + spoilt + part.data[i + 1 :]),
                 replace(part, data=part.data[:i]),
                 replace(part, data=part.data + b"x"),
-                replace(part, index=part.index + self.rng.choice((-1, 1, 2**40))),
-                replace(part, count=part.count + 1),
-                replace(part, size_bytes=part.size_bytes - 1),
+                replace(part, index=abs(part.index + self.rng.choice((-1, 1, 2**40)))),
                 replace(part, digest=self.rng.randbytes(DIGEST_BYTES)),
             ]
         )
@@ -117,10 +100,11 @@ def test_any_link_ends_with_the_blobs_or_a_failure(
 ) -> None:
     dice = random.Random(rng.randrange(2**32))
     blobs = [dice.randbytes(size) for size in sizes]
-    refs = [make_ref(f"expert:{i}", data) for i, data in enumerate(blobs)]
-    download = Download(refs, window)
+    refs = [make_ref(data) for data in blobs]
+    download = Download(refs, SMALL, window)
     link = Link({ref.digest: data for ref, data in zip(refs, blobs, strict=True)}, dice, reach)
     waiting: set[tuple[bytes, int]] = set()  # asked for and not answered
+    before: set[tuple[bytes, int]] = set()  # asked for since their blob began
     taken: dict[bytes, bytes] = {}
     failures: Counter[str] = Counter()
     now_s = 100.0
@@ -128,10 +112,12 @@ def test_any_link_ends_with_the_blobs_or_a_failure(
         if download.complete or download.failed:
             break
         wants = download.wants(now_s)
-        waiting.update(keys(wants))
-        assert len(keys(wants)) <= len(waiting) <= window
+        waiting.update(keys(wants.all))
+        assert len(keys(wants.all)) <= len(waiting) <= window
+        assert before.isdisjoint(keys(wants.fresh)) and before.issuperset(keys(wants.again))
+        before.update(keys(wants.fresh))
         link.ask(wants, loss, doubling, spoiling)
-        if link.way and (wants or dice.random() < 0.9):
+        if link.way and (wants.all or dice.random() < 0.9):
             now_s += 0.1
             part = link.arrive()
             missing_bytes = download.missing_bytes
@@ -141,6 +127,7 @@ def test_any_link_ends_with_the_blobs_or_a_failure(
                 failures[error.reason] += 1
                 if error.reason == "bad-digest":
                     waiting.discard((part.digest, part.index))
+                    before = {key for key in before if key[0] != part.digest}
                 else:
                     assert download.missing_bytes == missing_bytes
                 continue
@@ -155,7 +142,7 @@ def test_any_link_ends_with_the_blobs_or_a_failure(
             now_s += download.next_retry_s(now_s)
     else:
         pytest.fail("the download came to no end")
-    assert download.wants(now_s + 1e6) == []
+    assert download.wants(now_s + 1e6) == NOTHING
     if download.failed:
         assert spoiling > 0
         assert failures["bad-digest"] >= MAX_ATTEMPTS
@@ -176,62 +163,65 @@ def test_a_good_link_carries_every_chunk_once(
     chunks: int, window: int, seed: int, short: int
 ) -> None:
     data = blob(chunks, seed, short)
-    download = Download([make_ref("program", data)], window)
+    download = Download([make_ref(data)], SMALL, window)
     way: deque[Chunk] = deque()
     asked = 0
     while not download.complete:
         wants = download.wants(0.0)
-        asked += len(keys(wants))
-        way.extend(serve(Fetch(wants), {make_ref("", data).digest: data}.get))
+        asked += len(keys(wants.all))
+        assert not wants.again
+        way.extend(serve(Fetch(wants.all), {make_ref(data).digest: data}.get, SMALL))
         assert len(way) <= window
         download.accept(way.popleft(), 0.0)
     assert asked == chunks
-    assert download.blobs == {make_ref("", data).digest: data}
+    assert download.blobs == {make_ref(data).digest: data}
 
 
 def test_wants_are_ranges_in_the_order_of_the_refs() -> None:
-    first, second = make_ref("backbone", blob(3)), make_ref("gate", blob(9, 1))
-    download = Download([first, second], window=8)
-    assert download.wants(0.0) == [Want(first.digest, 0, 3), Want(second.digest, 0, 5)]
-    assert download.wants(0.0) == []
+    first, second = make_ref(blob(3)), make_ref(blob(9, 1))
+    download = Download([first, second], SMALL, window=8)
+    asked = [Want(first.digest, 0, 3), Want(second.digest, 0, 5)]
+    assert download.wants(0.0) == Wants(fresh=asked, again=[])
+    assert download.wants(0.0) == NOTHING
     for part in parts_of(blob(9, 1))[:2]:
         assert download.accept(part, 0.0) is None
     # The first blob's chunks were asked for before those two, so they are lost.
-    assert download.wants(0.0) == [Want(first.digest, 0, 3), Want(second.digest, 5, 2)]
+    wants = download.wants(0.0)
+    assert wants == Wants(fresh=[Want(second.digest, 5, 2)], again=[Want(first.digest, 0, 3)])
+    assert wants.all == [Want(first.digest, 0, 3), Want(second.digest, 5, 2)]
 
 
 def test_nothing_to_download() -> None:
-    download = Download([])
+    download = Download([], SMALL)
     assert download.complete
-    assert download.wants(0.0) == []
+    assert download.wants(0.0) == NOTHING
     assert download.next_retry_s(0.0) == math.inf
 
 
 def test_one_digest_is_one_download() -> None:
     data = blob(2)
-    backbone, gate = make_ref("backbone", data), make_ref("gate", data)
-    download = Download([backbone, gate])
-    assert download.wants(0.0) == [Want(backbone.digest, 0, 2)]
+    backbone, gate = make_ref(data), make_ref(data)
+    download = Download([backbone, gate], SMALL)
+    assert download.wants(0.0).fresh == [Want(backbone.digest, 0, 2)]
     assert download.missing_bytes == len(data)
     part, last = parts_of(data)
     download.accept(part, 0.0)
     assert download.accept(last, 0.0) == backbone
     assert download.complete
     with pytest.raises(WireError, match="bad-size"):
-        Download([backbone, BlobRef("gate", gate.digest, 7)])
+        Download([backbone, BlobRef(gate.digest, 7)], SMALL)
 
 
 def test_refusals_change_nothing() -> None:
     data = blob(3)
     part, middle, last = parts_of(data)
-    download = Download([make_ref("gate", data)])
+    download = Download([make_ref(data)], SMALL)
     download.wants(0.0)
     assert reason(download, parts_of(blob(3, 1))[0]) == "unexpected-blob"
     for bad in (
-        replace(part, count=4),
-        replace(part, size_bytes=len(data) + 1),
-        replace(part, index=-1, data=b""),
+        replace(part, index=3),
         replace(part, index=3, data=b""),
+        replace(part, index=2**63 - 1, data=b""),
         replace(part, index=2),
         replace(part, data=part.data[1:]),
         replace(part, data=part.data + b"x"),
@@ -243,7 +233,7 @@ def test_refusals_change_nothing() -> None:
     assert reason(download, part) == "duplicate-chunk"
     assert reason(download, replace(part, data=bytes(SMALL))) == "duplicate-chunk"
     download.accept(last, 0.0)
-    assert download.accept(middle, 0.0) == make_ref("gate", data)
+    assert download.accept(middle, 0.0) == make_ref(data)
     assert download.take(part.digest) == data
     assert reason(download, middle) == "duplicate-chunk"
     with pytest.raises(KeyError):
@@ -252,7 +242,7 @@ def test_refusals_change_nothing() -> None:
 
 def test_a_chunk_that_nobody_asked_for_is_not_asked_for() -> None:
     data = blob(4)
-    download = Download([make_ref("gate", data)], window=2)
+    download = Download([make_ref(data)], SMALL, window=2)
     for index in (0, 2):
         download.accept(parts_of(data)[index], 0.0)
     assert indices(download.wants(0.0)) == [1, 3]
@@ -260,12 +250,12 @@ def test_a_chunk_that_nobody_asked_for_is_not_asked_for() -> None:
 
 def test_a_wrong_digest_begins_the_blob_again() -> None:
     good, other = blob(3), blob(2, 1)
-    ref = make_ref("gate", good)
-    download = Download([ref, make_ref("backbone", other)])
+    ref = make_ref(good)
+    download = Download([ref, make_ref(other)], SMALL)
     bad = [replace(part, data=bytes(len(part.data))) for part in parts_of(good)]
     for attempt in range(MAX_ATTEMPTS):
         assert download.failed is None
-        asked = keys(download.wants(0.0))
+        asked = keys(download.wants(0.0).fresh)
         assert [index for name, index in asked if name == ref.digest] == [0, 1, 2]
         download.accept(bad[0], 0.0)
         download.accept(bad[1], 0.0)
@@ -281,35 +271,35 @@ def test_a_wrong_digest_begins_the_blob_again() -> None:
 def test_a_failed_download_asks_for_nothing_more() -> None:
     good = blob(2)
     part, last = parts_of(good)
-    download = Download([make_ref("gate", good), make_ref("backbone", blob(3, 1))])
+    download = Download([make_ref(good), make_ref(blob(3, 1))], SMALL)
     assert len(indices(download.wants(0.0))) == 5
     for _ in range(MAX_ATTEMPTS):
         assert download.next_retry_s(0.0) == 5
         download.accept(replace(part, data=bytes(SMALL)), 0.0)
         assert reason(download, last) == "bad-digest"
     assert download.next_retry_s(0.0) == math.inf
-    assert download.wants(100.0) == []
+    assert download.wants(100.0) == NOTHING
 
 
 def test_a_second_attempt_can_succeed() -> None:
     good = blob(2)
     part, last = parts_of(good)
-    download = Download([make_ref("gate", good)])
+    download = Download([make_ref(good)], SMALL)
     download.accept(replace(part, data=bytes(SMALL)), 0.0)
     assert reason(download, last) == "bad-digest"
     assert download.missing_bytes == len(good)
     download.accept(part, 0.0)
-    assert download.accept(last, 0.0) == make_ref("gate", good)
+    assert download.accept(last, 0.0) == make_ref(good)
     assert download.take(part.digest) == good
 
 
 def test_silence_is_met_with_ever_rarer_questions() -> None:
-    download = Download([make_ref("gate", blob(20))], window=8, retry_s=5.0)
+    download = Download([make_ref(blob(20))], SMALL, window=8, retry_s=5.0)
     assert len(indices(download.wants(1000.0))) == 8
     now_s, waits = 1000.0, []
     for _ in range(6):
         waits.append(download.next_retry_s(now_s))
-        assert download.wants(now_s + waits[-1] - 0.01) == []
+        assert download.wants(now_s + waits[-1] - 0.01) == NOTHING
         now_s += waits[-1]
         assert indices(download.wants(now_s)) == [7]
     assert waits == [5, 10, 20, MAX_RETRY_S, MAX_RETRY_S, MAX_RETRY_S]
@@ -318,7 +308,7 @@ def test_silence_is_met_with_ever_rarer_questions() -> None:
 def test_a_lost_window_is_asked_for_again_at_once_when_the_peer_is_back() -> None:
     data = blob(20)
     parts = parts_of(data)
-    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    download = Download([make_ref(data)], SMALL, window=8, retry_s=5.0)
     assert indices(download.wants(0.0)) == list(range(8))
     assert indices(download.wants(5.0)) == [7]
     download.accept(parts[7], 5.1)  # the first answer or the second? It says nothing about 0 to 6
@@ -330,7 +320,7 @@ def test_a_lost_window_is_asked_for_again_at_once_when_the_peer_is_back() -> Non
 def test_the_last_window_lost_is_asked_for_in_growing_steps() -> None:
     data = blob(8)
     parts = parts_of(data)
-    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    download = Download([make_ref(data)], SMALL, window=8, retry_s=5.0)
     now_s = 0.0
     download.wants(now_s)
     steps = []
@@ -345,7 +335,7 @@ def test_the_last_window_lost_is_asked_for_in_growing_steps() -> None:
 
 def test_the_retry_time_follows_the_gaps_between_arrivals() -> None:
     data = blob(30)
-    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    download = Download([make_ref(data)], SMALL, window=8, retry_s=5.0)
     now_s, waits = 0.0, []
     for part, gap_s in zip(parts_of(data), (1, 3, 20, 0, 0, 0, 0, 500, 0, 0), strict=False):
         download.wants(now_s)
@@ -358,7 +348,7 @@ def test_the_retry_time_follows_the_gaps_between_arrivals() -> None:
 def test_after_news_a_silence_makes_us_ask_for_one_chunk_again() -> None:
     data = blob(30)
     parts = parts_of(data)
-    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    download = Download([make_ref(data)], SMALL, window=8, retry_s=5.0)
     download.wants(0.0)
     download.wants(5.0)
     download.accept(parts[7], 5.0)
@@ -373,7 +363,7 @@ def test_after_news_a_silence_makes_us_ask_for_one_chunk_again() -> None:
 def test_a_slow_link_is_not_flooded_with_repeated_questions(chunk_s: float) -> None:
     """The peer answers each question, one chunk in `chunk_s`, long after the retry time."""
     data = blob(30)
-    download = Download([make_ref("gate", data)], window=8, retry_s=5.0)
+    download = Download([make_ref(data)], SMALL, window=8, retry_s=5.0)
     parts = parts_of(data)
     queue: deque[int] = deque()
     now_s, sent, arrival_s = 0.0, 0, math.inf
@@ -397,25 +387,50 @@ def test_a_slow_link_is_not_flooded_with_repeated_questions(chunk_s: float) -> N
 
 
 def test_memory_is_one_copy_of_the_blob() -> None:
-    with chunks_of(1 << 16):
-        data = bytes(16 << 20)
-        ref = make_ref("gate", data)
-        tracemalloc.start()
-        try:
-            download = Download([ref])
-            for index in reversed(range(ref.chunks)):
-                download.accept(chunk(ref.digest, data, index), 0.0)
-            taken = download.take(ref.digest)
-            assert tracemalloc.get_traced_memory()[1] < 1.1 * len(data)
-            assert taken == data
-        finally:
-            tracemalloc.stop()
+    chunk_bytes, data = 1 << 16, bytes(16 << 20)
+    ref = make_ref(data)
+    tracemalloc.start()
+    try:
+        download = Download([ref], chunk_bytes)
+        for index in reversed(range(ref.chunks(chunk_bytes))):
+            download.accept(chunk(ref.digest, data, index, chunk_bytes), 0.0)
+        taken = download.take(ref.digest)
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * len(data)
+        assert taken == data
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_download_takes_memory_for_what_has_begun_to_arrive() -> None:
+    refs = [BlobRef(bytes([number]) * DIGEST_BYTES, 1 << 29) for number in range(8)]
+    tracemalloc.start()
+    try:
+        Download(refs, 1 << 16).wants(0.0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_lost_connection_makes_it_ask_for_its_window_again() -> None:
+    data = blob(20)
+    parts = parts_of(data)
+    download = Download([make_ref(data)], SMALL, window=4)
+    assert indices(download.wants(0.0)) == [0, 1, 2, 3]
+    download.accept(parts[1], 0.0)  # 0 is lost
+    name = parts[0].digest
+    assert download.wants(0.0) == Wants([Want(name, 4, 1)], [Want(name, 0, 1)])
+    download.forget_asked()
+    assert download.next_retry_s(0.0) == math.inf
+    assert download.wants(0.0) == Wants([], [Want(name, 2, 2), Want(name, 0, 1), Want(name, 4, 1)])
+    for part in (parts[0], parts[2], parts[3], parts[4]):  # what they tell is not what is lost
+        download.accept(part, 0.0)
+    assert download.wants(0.0) == Wants([Want(name, 5, 4)], [])
 
 
 @pytest.mark.parametrize(("window", "retry_s"), [(0, 5.0), (-1, 5.0), (10_000, 5.0), (8, 0.0)])
 def test_impossible_settings(window: int, retry_s: float) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Download([], window, retry_s)
+        Download([], SMALL, window, retry_s)
 
 
 # --- serve -------------------------------------------------------------------------------------
@@ -425,7 +440,7 @@ class Finder:
     """Finds blobs, and counts how often it was asked."""
 
     def __init__(self, *blobs: bytes) -> None:
-        self.held = {make_ref("", data).digest: data for data in blobs}
+        self.held = {make_ref(data).digest: data for data in blobs}
         self.calls = 0
 
     def __call__(self, name: bytes) -> bytes | None:
@@ -437,7 +452,7 @@ def served(wants: list[Want], find: Finder, limit: int = 64) -> tuple[list[Chunk
     """The chunks, and the reason of the refusal if there was one."""
     parts = []
     try:
-        for part in serve(Fetch(wants), find, limit):
+        for part in serve(Fetch(wants), find, SMALL, limit):
             parts.append(part)
     except WireError as error:
         return parts, error.reason
@@ -472,7 +487,7 @@ def test_one_fetch_costs_no_more_than_the_limit(
     wants: list[tuple[int, int, int]], limit: int
 ) -> None:
     one, other = blob(20), blob(30, 1)
-    names = [make_ref("", one).digest, make_ref("", other).digest, bytes(DIGEST_BYTES)]
+    names = [make_ref(one).digest, make_ref(other).digest, bytes(DIGEST_BYTES)]
     find = Finder(one, other)
     asked = [Want(names[i], first, count) for i, first, count in wants]
     parts, refusal = served(asked, find, limit)
@@ -492,19 +507,19 @@ def test_one_fetch_costs_no_more_than_the_limit(
 
 def test_a_greedy_fetch_gets_the_limit() -> None:
     data = blob(100)
-    name = make_ref("", data).digest
+    name = make_ref(data).digest
     parts, refusal = served([Want(name, 0, 100)] * 4096, Finder(data))
     assert ([part.index for part in parts], refusal) == (list(range(64)), "greedy-fetch")
 
 
 def test_serving_stops_when_there_is_no_room() -> None:
     data = blob(5)
-    name = make_ref("gate", data).digest
+    name = make_ref(data).digest
     rooms = iter([True, True, False])
     served: list[int] = []
     with pytest.raises(WireError, match="busy"):
         for part in serve(
-            Fetch([Want(name, 0, 5)]), {name: data}.get, has_room=lambda: next(rooms)
+            Fetch([Want(name, 0, 5)]), {name: data}.get, SMALL, has_room=lambda: next(rooms)
         ):
             served.append(part.index)
     assert served == [0, 1]

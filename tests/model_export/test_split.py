@@ -1,4 +1,4 @@
-"""A full model to blobs and back: exact, whole, and refused where a blob is another's."""
+"""A torch model to parts, to what travels of them, and back: exact and whole."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_runtime.blob import digest
-from edge_runtime.codec import RawCodec
-from edge_runtime.errors import WireError
-from edge_runtime.parts import GATE, Tensors, split
+from edge_runtime.codec import decode, encode, parse_coding
+from edge_runtime.parts import GATE, Tensors, merge, split
+from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 from model_export.models import MoE, make_model
-from model_export.split import (
-    encode_backbone,
-    encode_expert,
-    encode_gate_rows,
-    merge_from_blobs,
-    split_to_blobs,
-    to_model,
-    to_weights,
-)
+from model_export.split import to_model, to_weights
 from tests.model_export.eager import SPECS
 
-CODEC = RawCodec()
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -52,18 +43,36 @@ def any_weights(draw: st.DrawFn) -> Tensors:
 
 
 def assert_same(got: Tensors, expected: Tensors) -> None:
-    """Bit for bit, in the same order."""
-    assert list(got) == list(expected)
+    """Bit for bit."""
+    assert got.keys() == expected.keys()
     for name, value in expected.items():
         assert got[name].dtype == value.dtype and got[name].shape == value.shape
         assert got[name].tobytes() == value.tobytes(), name
 
 
+def travelled(tensors: Tensors) -> Tensors:
+    """Through a lossless frame, as a server sends it, and a content, as a device keeps it."""
+    coding = parse_coding("raw+zip")
+    frame = encode(tensors, coding, np.random.default_rng(0), described=True)
+    return unpack_tensors(pack_tensors(decode(frame, None, 1 << 30)))
+
+
+def all_travelled(weights: Tensors) -> Tensors:
+    parts = split(weights)
+    return merge(
+        replace(
+            parts,
+            backbone=travelled(parts.backbone),
+            gate=travelled({GATE: parts.gate})[GATE],
+            experts=tuple(travelled(expert) for expert in parts.experts),
+        )
+    )
+
+
 @given(any_weights())
 @settings(max_examples=50)
-def test_split_and_merge_are_exact(weights: Tensors) -> None:
-    backbone, gate, experts = split_to_blobs(weights, CODEC)
-    assert_same(merge_from_blobs(backbone, gate, experts, weights, CODEC), weights)
+def test_what_travels_in_parts_is_the_whole_again(weights: Tensors) -> None:
+    assert_same(all_travelled(weights), weights)
 
 
 @pytest.mark.filterwarnings("error")  # torch only warns of the read-only arrays that blobs give
@@ -71,10 +80,9 @@ def test_split_and_merge_are_exact(weights: Tensors) -> None:
 def test_a_real_model_survives(name: str) -> None:
     model = make_model(SPECS[name], seed=1)
     weights = to_weights(model)
-    backbone, gate, experts = split_to_blobs(weights, CODEC)
-    assert len(experts) == SPECS[name].experts
+    assert len(split(weights).experts) == SPECS[name].experts
     again = MoE(SPECS[name])
-    to_model(again, merge_from_blobs(backbone, gate, experts, weights, CODEC))
+    to_model(again, all_travelled(weights))
     for parameter, value in again.state_dict().items():
         assert torch.equal(value, model.state_dict()[parameter])
 
@@ -91,46 +99,22 @@ def test_weights_are_copies_both_ways() -> None:
     np.testing.assert_array_equal(model.gate.weight.detach().numpy(), before)
 
 
-@given(any_weights(), st.data())
-@settings(max_examples=50)
-def test_gate_rows_are_those_of_the_asked_experts(weights: Tensors, data: st.DataObject) -> None:
-    count = len(weights[GATE])
-    asked = data.draw(st.lists(st.integers(0, count - 1), min_size=1, unique=True))
-    rows = CODEC.decode(encode_gate_rows(split(weights), asked, CODEC))
-    assert list(rows) == [GATE]
-    np.testing.assert_array_equal(rows[GATE], np.stack([weights[GATE][e] for e in asked]))
-
-
 @given(any_weights())
 @settings(max_examples=30)
-def test_an_experts_blob_depends_on_its_values_only(weights: Tensors) -> None:
-    parts = split(weights)
-    turned = replace(parts, experts=parts.experts[::-1])
-    last = len(parts.experts) - 1
-    for e in range(last + 1):
-        blob = encode_expert(parts, e, CODEC)
-        assert digest(blob) == digest(encode_expert(turned, last - e, CODEC))
-    other = {n: value + 1 for n, value in parts.experts[0].items()}
-    moved = replace(parts, experts=(other, *parts.experts[1:]))
-    if any((other[n] != value).any() for n, value in parts.experts[0].items()):
-        assert encode_expert(moved, 0, CODEC) != encode_expert(parts, 0, CODEC)
-    assert encode_backbone(moved, CODEC) == encode_backbone(parts, CODEC)
-
-
-def test_blobs_that_are_not_the_models_are_refused() -> None:
-    weights = to_weights(make_model(SPECS["digits"], seed=1))
-    backbone, gate, experts = split_to_blobs(weights, CODEC)
-    nan = {**weights, "experts.2.0.bias": np.full(128, np.nan, np.float32)}
-    cases = [
-        ("wrong-names", (experts[0], gate, experts)),
-        ("wrong-names", (backbone, experts[0], experts)),
-        ("wrong-names", (backbone, gate, experts[:-1])),
-        ("wrong-names", (backbone, gate, [*experts, experts[0]])),
-        ("wrong-shape", (backbone, encode_gate_rows(split(weights), [0, 1], CODEC), experts)),
-        ("not-finite", (backbone, gate, split_to_blobs(nan, CODEC)[2])),
-        ("bad-tensors", (backbone[:-1], gate, experts)),
-    ]
-    for reason, (b, g, e) in cases:
-        with pytest.raises(WireError) as caught:
-            merge_from_blobs(b, g, e, weights, CODEC)
-        assert caught.value.reason == reason, caught.value
+def test_an_experts_content_depends_on_its_values_only(weights: Tensors) -> None:
+    """Not on its place: so the same values are the same content, wherever they stand."""
+    experts = split(weights).experts
+    turned = {
+        **{name: value for name, value in weights.items() if not name.startswith("experts.")},
+        **{
+            f"experts.{len(experts) - 1 - e}.{name}": value
+            for e, expert in enumerate(experts)
+            for name, value in expert.items()
+        },
+    }
+    for one, other in zip(experts, reversed(split(turned).experts), strict=True):
+        assert digest(pack_tensors(one)) == digest(pack_tensors(other))
+    first = experts[0]
+    moved = {name: value + 1 for name, value in first.items()}
+    if any((moved[name] != value).any() for name, value in first.items()):
+        assert pack_tensors(moved) != pack_tensors(first)

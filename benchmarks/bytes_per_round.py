@@ -66,10 +66,10 @@ def run(
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the seeds, and the accuracy's standard deviation."""
+    """Means over the seeds, and the accuracy's sample standard deviation; 0 of one seed."""
     mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
     accuracy = mean.pop("accuracy")
-    spread = statistics.pstdev(run["accuracy"] for run in runs)
+    spread = statistics.stdev(run["accuracy"] for run in runs) if len(runs) > 1 else 0.0
     return {**mean, "accuracy_mean": accuracy, "accuracy_std": spread}
 
 

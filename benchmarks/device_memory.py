@@ -27,8 +27,8 @@ from broker_server.broker import Broker, open_broker
 from broker_server.config import load_experiment
 from device_profiles import datasets
 from device_profiles.shards import make_shards, write_shards
-from edge_runtime.mailbox import up_topic
 from edge_runtime.mqtt import MqttLink
+from edge_runtime.topics import up_topic
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = ("native", "executorch")
@@ -125,6 +125,7 @@ def _device(broker: Broker, shard: Path, trainer: str, federation: str) -> subpr
     where = f"{broker.host}:{broker.port}"
     command = [*_flexmoe("device"), "--broker", where, "--id", "device", "--data", str(shard)]
     command += ["--federation", federation, "--trainer", trainer]
+    command += ["--cache", str(shard.with_name(f"programs-{federation}"))]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, stdout=quiet, stderr=quiet)
 

@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     data = options.data or Path(os.environ.get("FLEXMOE_DATA", ROOT.parent / "shared" / "data"))
-    codecs = {
-        model: wire_codecs.measure(model, data)
-        for model in options.model or wire_codecs.EXPERIMENTS
-    }
+    codecs = {}
+    for model in options.model or wire_codecs.EXPERIMENTS:
+        facts, ways = wire_codecs.measure(model, data)
+        codecs[model] = {**facts, "ways": ways}
     transfers = wire_transfer.measure(
         options.broker or list(wire_transfer.BROKERS),
         options.mib or [1, 4, 16, 32, 64],
@@ -54,10 +54,11 @@ def main() -> None:
 
 
 def _print_codecs(codecs: dict[str, Any]) -> None:
-    for model, (facts, ways) in codecs.items():
-        print(f"\n{model}: an update of {facts['parameters']:,} weights in {facts['parts']} parts")
+    for model, costs in codecs.items():
+        size = f"{costs['parameters']:,} weights in {costs['parts']} parts"
+        print(f"\n{model}: an update of {size}")
         print(f"{'':24}{'bytes':>11}{'a weight':>10}{'encode ms':>11}{'decode ms':>11}")
-        for way, cost in ways.items():
+        for way, cost in costs["ways"].items():
             print(
                 f"{way:24}{cost['bytes']:11,}{cost['bytes_per_parameter']:10.3f}"
                 f"{cost['encode_ms']:11.2f}{cost['decode_ms']:11.2f}"

@@ -1,6 +1,8 @@
-"""How fast a blob reaches a device through a real broker, and what that takes of its memory.
+"""How fast a part reaches a device through a real broker, and what that takes of its memory.
 
-As a script it is the device: it connects, fetches the blob, and prints what it took as JSON.
+The part travels as one whole frame, and is fetched by the `Supply` that devices run. As a script
+this is the device: it connects, fetches the frame, builds the part, and prints what that took as
+JSON: until the whole frame was there ("transfer") and until the part was built from it ("built").
 """
 
 from __future__ import annotations
@@ -16,20 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.blob import chunk, make_ref
+from edge_runtime.blob import BlobShelf, chunk, digest, make_ref
+from edge_runtime.codec import encode, parse_coding
+from edge_runtime.contents import PROGRAM, Contents
 from edge_runtime.ledger import Ledger
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.messages import CHUNK_BYTES, BlobRef, Chunk
+from edge_runtime.messages import CHUNK_BYTES, Artifact, Assign, BlobRef, Chunk, Welcome
 from edge_runtime.mqtt import MqttLink
-from edge_runtime.transfer import Download
+from edge_runtime.supply import Supply
+from edge_runtime.tensor_blob import pack_tensors
 
 BROKERS = ("mosquitto", "amqtt")
 FEDERATION, KIND = "wire", "backbone"
 WAIT_S = 60.0
+SHELF_BYTES = 256 << 20
 
 
 def measure(brokers: list[str], sizes_mib: list[int], repeats: int) -> list[dict[str, Any]]:
-    """Per broker and size the median MB/s and the median rise of the receiver's peak, MiB."""
+    """Per broker and size the medians of MB/s and of the rise of the device's peak, MiB."""
     from broker_server.broker import open_broker  # not in the device's memory
 
     rows = []
@@ -41,16 +47,23 @@ def measure(brokers: list[str], sizes_mib: list[int], repeats: int) -> list[dict
             link = MqttLink(broker.host, broker.port, "wire-server")
             mailbox = ServerMailbox(link, FEDERATION, Ledger())
             for mib in sizes_mib:
-                blobs = (np.random.default_rng(seed).bytes(mib << 20) for seed in range(repeats))
-                found = [_transfer(mailbox, blob, broker.host, broker.port) for blob in blobs]
+                found = [
+                    _transfer(mailbox, mib, seed, broker.host, broker.port)
+                    for seed in range(repeats)
+                ]
                 medians = {key: statistics.median(f[key] for f in found) for key in found[0]}
                 rows.append({"broker": kind, "mib": mib, **medians})
             link.close()
     return rows
 
 
-def _transfer(mailbox: ServerMailbox, data: bytes, host: str, port: int) -> dict[str, float]:
-    """One blob from this process to another; retained, as a round's blobs are."""
+def _transfer(
+    mailbox: ServerMailbox, mib: int, seed: int, host: str, port: int
+) -> dict[str, float]:
+    """A part of `mib` MiB from this process to another; retained, as a round's frames are."""
+    rng = np.random.default_rng(seed)
+    tensors = {"weight": rng.normal(size=(mib, 1 << 18)).astype(np.float32)}
+    data = encode(tensors, parse_coding("raw"), rng, described=True)
     ref = make_ref(data)
     indexes = range(ref.chunks(CHUNK_BYTES))
     for index in indexes:
@@ -59,9 +72,11 @@ def _transfer(mailbox: ServerMailbox, data: bytes, host: str, port: int) -> dict
         part = chunk(ref.digest, data, index, CHUNK_BYTES)
         mailbox.offer(ref.digest, KIND, index, part.data, retain=True)
     if not mailbox.link.flush(WAIT_S):
-        sys.exit("the broker does not take the blob")
-    command = [sys.executable, __file__, host, str(port), ref.digest.hex(), str(ref.size_bytes)]
-    done = subprocess.run(command, capture_output=True, text=True)
+        sys.exit("the broker does not take the frame")
+    names = [digest(pack_tensors(tensors)).hex(), ref.digest.hex(), str(ref.size_bytes)]
+    done = subprocess.run(
+        [sys.executable, __file__, host, str(port), *names], capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(done.stderr.strip())
     for index in indexes:
@@ -71,31 +86,72 @@ def _transfer(mailbox: ServerMailbox, data: bytes, host: str, port: int) -> dict
     return result
 
 
-def receive(host: str, port: int, ref: BlobRef) -> dict[str, float]:
-    """Fetch the blob as a device does; what it took."""
+class TimedSupply(Supply):
+    """Notes when a frame is whole, before its part is built."""
+
+    whole_s, whole_kib = 0.0, 0
+
+    def _build_all(self) -> None:
+        if self._frames:
+            self.whole_s, self.whole_kib = time.perf_counter(), _memory_kib("VmHWM")
+        super()._build_all()
+
+
+def receive(host: str, port: int, artifact: Artifact) -> dict[str, float]:
+    """Fetch and build the part as a device does; what it took."""
     link = MqttLink(host, port, "wire-device")
     mailbox = DeviceMailbox(link, FEDERATION, "device", Ledger())
+    contents = Contents(BlobShelf(SHELF_BYTES))
+    (ref,) = artifact.frames
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     resting_kib, began_s = _memory_kib("VmRSS"), time.perf_counter()
-    download = Download([ref], CHUNK_BYTES)
-    arrived: list[int] = []
-    while not download.complete:
-        for want in download.wants(time.monotonic()).all:
-            mailbox.unlisten(ref.digest, arrived)
-            arrived.clear()
-            mailbox.listen(ref.digest, KIND, range(want.first, want.first + want.count))
-        message = mailbox.receive(WAIT_S)
-        if not isinstance(message, Chunk):
-            sys.exit("the blob does not arrive")
-        download.accept(message, time.monotonic())
-        arrived.append(message.index)
-    took_s = time.perf_counter() - began_s
-    peak_kib = _memory_kib("VmHWM")
+    welcome = Welcome("wire", CHUNK_BYTES, retained=True)
+    supply = TimedSupply(_work(artifact, contents), welcome, contents, mailbox, time.monotonic)
+    while not supply.complete:
+        supply.ask()
+        message = mailbox.receive(min(supply.next_ask_s(), WAIT_S))
+        if isinstance(message, Chunk):
+            supply.accept(message)
+    ended_s, peak_kib = time.perf_counter(), _memory_kib("VmHWM")
+    supply.close()
     link.close()
     return {
-        "mb_per_s": ref.size_bytes / took_s / 1e6,
-        "peak_rise_mib": (peak_kib - resting_kib) / 1024,
+        "mb_per_s": ref.size_bytes / (supply.whole_s - began_s) / 1e6,
+        "peak_rise_mib": (supply.whole_kib - resting_kib) / 1024,
+        "built_mb_per_s": ref.size_bytes / (ended_s - began_s) / 1e6,
+        "built_peak_rise_mib": (peak_kib - resting_kib) / 1024,
     }
+
+
+def _work(artifact: Artifact, contents: Contents) -> Assign:
+    """Work of which the device has all but the backbone."""
+    held = Artifact(digest(b"held"), b"", [])
+    contents.put(PROGRAM, held.digest, b"held")
+    return Assign(
+        session="wire",
+        round=1,
+        attempt=1,
+        counted=0,
+        experts=[0],
+        training_program=held,
+        evaluation_program=held,
+        backbone=artifact,
+        gate=held,
+        expert_parts=[held],
+        local_gate=False,
+        epochs=1,
+        batch=1,
+        optimizer="sgd",
+        learning_rate=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        clip_norm=0.0,
+        seed=0,
+        codec="raw",
+    )
 
 
 def _memory_kib(key: str) -> int:
@@ -104,5 +160,7 @@ def _memory_kib(key: str) -> int:
 
 
 if __name__ == "__main__":
-    _host, _port, _digest, _size_bytes = sys.argv[1:]
-    print(json.dumps(receive(_host, int(_port), BlobRef(bytes.fromhex(_digest), int(_size_bytes)))))
+    _host, _port, _content, _frame, _size_bytes = sys.argv[1:]
+    _ref = BlobRef(bytes.fromhex(_frame), int(_size_bytes))
+    _artifact = Artifact(bytes.fromhex(_content), b"", [_ref])
+    print(json.dumps(receive(_host, int(_port), _artifact)))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 
 from edge_runtime.errors import WireError
 from edge_runtime.kinds import valid_kind
 from edge_runtime.messages import Account, Moved, Report
 
-MAX_MOVED = 1 << 40
-"""Bytes, or messages, of one kind in one account: what is more cannot be true."""
+SLACK_BYTES = 16 << 20
+SLACK_FACTOR = 4
+"""A device may have moved this much more than the server did: frames that it took again after an
+interruption, what came while the server was away."""
 
 
-def check_account(account: Sequence[Moved], experts: int) -> None:
-    """Raise `WireError` unless these may be the figures of a device of `experts` experts in all."""
+def check_account(
+    account: Sequence[Moved], experts: int, moved_bytes: tuple[int, int] = (0, 0)
+) -> None:
+    """Raise `WireError` unless these may be the figures of a device of `experts` experts in all.
+
+    `moved_bytes`: what the server's own socket sent and received so far. A device's account of some
+    rounds cannot be much more than that.
+    """
     kinds = [moved.kind for moved in account]
     for kind in kinds:
         expert = kind.removeprefix("expert:")
@@ -22,20 +30,26 @@ def check_account(account: Sequence[Moved], experts: int) -> None:
             raise WireError("bad-account", f"kind {kind!r} is none of this model's")
     if len(set(kinds)) < len(kinds):
         raise WireError("bad-account", "a kind is there twice")
-    for moved in account:
-        up = moved.up_wire_bytes, moved.up_messages
-        down = moved.down_wire_bytes, moved.down_messages
-        if max(*up, *down) > MAX_MOVED:
-            raise WireError("bad-account", f"{moved.kind}: more than {MAX_MOVED}")
+    most_down, most_up = (SLACK_BYTES + SLACK_FACTOR * size for size in moved_bytes)
+    # A message is a byte at least: this bounds the messages too.
+    up = sum(max(moved.up_wire_bytes, moved.up_messages) for moved in account)
+    down = sum(max(moved.down_wire_bytes, moved.down_messages) for moved in account)
+    for way, size, most in (("up", up, most_up), ("down", down, most_down)):
+        if size > most:
+            raise WireError("bad-account", f"{size} bytes {way}, expected at most {most}")
 
 
 class Accounts:
     """What the devices of a session said and nobody has taken yet, by client."""
 
-    def __init__(self, session: str, experts: int) -> None:
-        """`experts` in all: of which there may be kinds."""
+    def __init__(
+        self, session: str, experts: int, moved_bytes: Callable[[], tuple[int, int]]
+    ) -> None:
+        """`experts` in all: of which there may be kinds. `moved_bytes`: what the server's own
+        socket sent and received so far."""
         self._session = session
         self._experts = experts
+        self._moved_bytes = moved_bytes
         self._said: dict[str, dict[str, Moved]] = {}
         self._reported: dict[str, tuple[int, int]] = {}  # round and attempt of the last report
         self._awaited: set[str] = set()
@@ -79,11 +93,11 @@ class Accounts:
 
     def take_closed(self) -> dict[str, Account]:
         """All that those who have had their last word said since this was last asked."""
-        told = self.take()
-        return {c: Account(self._session, told[c]) for c in sorted(self._closed & told.keys())}
+        closed = sorted(self._closed & self._said.keys())
+        return {c: Account(self._session, list(self._said.pop(c).values())) for c in closed}
 
     def _say(self, client: str, account: Sequence[Moved]) -> None:
-        check_account(account, self._experts)
+        check_account(account, self._experts, self._moved_bytes())
         said = self._said.setdefault(client, {})
         for moved in account:
             before = said.get(moved.kind)

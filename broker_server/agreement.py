@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from broker_server.link_bytes import NO_DEVICE, link_rows
@@ -72,18 +72,21 @@ def compare(
     counted: Counted | None,
     planned: Mapping[str, int],
     resumed: bool = False,
+    shared: bool = False,
 ) -> Agreement:
     """The counts of `records`, all rounds of one server, the last with what the run's end moved.
 
     `told` are the clients whose last account came. `planned` says how many payload bytes of frames
-    each client was told to take. `resumed`: devices may have been counting before this server was.
+    each client took, where that is known. `resumed`: devices may have been counting before this
+    server was. `shared`: others may use the broker, so that it may count more than we do.
     """
     rows = [row for record in records for row in record.bytes]
     links = [row for record in records for row in link_rows(record.bytes)]
     own = [row for row in rows if row.side == "device"]
     ours = [row for row in rows if row.side == "server"]
     clients = {row.client for row in rows} - NO_DEVICE
-    known = clients & set(told)
+    # A device that says that it moved nothing says nothing.
+    known = clients & set(told) & {row.client for row in own if row.wire_bytes}
     silent = sorted(clients - known)
     sent = sum(record.egress_bytes for record in records) + _sum(own, "up", known)
     received = sum(record.ingress_bytes for record in records) + _sum(own, "down", known)
@@ -91,9 +94,12 @@ def compare(
     broker_why = "" if counted else "the broker tells no counters"
     broker_why = broker_why or why or _missing(silent)
     why = why or ("" if known or not clients else _missing(silent))
+    sure = known & planned.keys()
+    some = "" if sure == known else f", for {len(sure)} of {len(known)} devices"
+    frames_why = why or ("" if sure or not known else "no device reported all work it was given")
     # A device's connection ends at the broker: the server cannot know what it takes.
     up, frames = (CONNECTION,), (CONNECTION, MESSAGE_KIND)
-    return [
+    brokers = [
         Comparison(
             "broker in",
             "broker received",
@@ -110,6 +116,9 @@ def compare(
             received,
             broker_why,
         ),
+    ]
+    return [
+        *(_not_of_others(comparison) if shared else comparison for comparison in brokers),
         Comparison(
             "up, payload",
             "server received",
@@ -129,12 +138,19 @@ def compare(
         Comparison(
             "down, frames",
             "devices received",
-            "server planned",
-            _sum(own, "down", known, frames, "payload"),
-            _sum(ours, "down", known, frames, "payload") + sum(planned.get(c, 0) for c in known),
-            why,
+            f"server planned{some}",
+            _sum(own, "down", sure, frames, "payload"),
+            _sum(ours, "down", sure, frames, "payload") + sum(planned[c] for c in sure),
+            frames_why,
         ),
     ]
+
+
+def _not_of_others(comparison: Comparison) -> Comparison:
+    """A broker's count that is above ours may be right: only one below cannot be."""
+    if comparison.agrees is False and comparison.difference_bytes > 0:
+        return replace(comparison, why="others use this broker")
+    return comparison
 
 
 def _missing(silent: Sequence[str]) -> str:

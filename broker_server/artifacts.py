@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, replace
 
+from broker_server.budget import Allowance, Budgets
 from broker_server.experiment import Experiment
 from broker_server.history import Frame, WholeFrames
-from broker_server.holdings import Holdings
+from broker_server.holdings import Holdings, frames_of
 from broker_server.publication import Publication
 from broker_server.roster import KERNELS, Member, Roster
 from broker_server.seeds import derive_seed
@@ -15,7 +16,6 @@ from broker_server.state import State
 from broker_server.work import Work
 from edge_runtime.artifact import pack_program
 from edge_runtime.blob import digest, kind_of_expert
-from edge_runtime.codec import parse_coding, resolve
 from edge_runtime.contents import PROGRAM
 from edge_runtime.layout import ROLES
 from edge_runtime.messages import Artifact, Assign
@@ -38,7 +38,7 @@ class Artifacts:
         self._spec = spec
         self._cache = cache
         self._publication = publication
-        self._uplink = parse_coding(experiment.wire.codings.uplink)
+        self._budgets = Budgets(experiment, publication)
         self._programs: dict[bytes, WholeFrames] = {}  # by content
 
     def prepare(self) -> None:
@@ -68,15 +68,32 @@ class Artifacts:
         holdings: Holdings,
     ) -> Work:
         """The work of an attempt at round `number`: for each client its `experts`, ascending."""
+        codings: dict[str, str] = {}
 
         def plan(client: str) -> Assign:
-            return self._assign(state, number, attempt, experts[client], roster[client], holdings)
+            member = roster[client]
+            assign = self._assign(state, number, attempt, experts[client], member, holdings)
+            if client not in codings:  # planned again, it stays the same work
+                codings[client] = self.uplink_coding(member, assign, roster.chunk_bytes)
+            return replace(assign, codec=codings[client])
 
         return Work({client: plan(client) for client in experts}, plan, state.model)
 
-    def uplink_coding(self, member: Member) -> str:
-        """What a device is to code its update with."""
-        return resolve(self._uplink, member.hello.codecs).spec
+    def uplink_coding(self, member: Member, assign: Assign, chunk_bytes: int) -> str:
+        """What a device is to code its update with, beside what the work brings to it."""
+        k, frames = len(assign.experts), frames_of(assign)
+        last = assign.round == self._experiment.rounds
+        return self._budgets.coding(member, k, frames, chunk_bytes, last)
+
+    def allowances(
+        self, clients: Iterable[str], roster: Roster, holdings: Holdings
+    ) -> dict[str, Allowance]:
+        """What the budgets allow those of `clients` that have one."""
+        found = {
+            client: self._budgets.allowance(roster[client], holdings[client], roster.chunk_bytes)
+            for client in clients
+        }
+        return {client: allowance for client, allowance in found.items() if allowance is not None}
 
     def find(self, name: bytes) -> Frame | None:
         """The frame of this digest, if a device may be sent it."""
@@ -110,6 +127,7 @@ class Artifacts:
             session=state.session,
             round=number,
             attempt=attempt,
+            counted=state.counted.get(member.client, 0),
             experts=experts,
             training_program=training,
             evaluation_program=evaluation,
@@ -121,7 +139,7 @@ class Artifacts:
             batch=train.batch,
             **asdict(train.rates(number)),
             seed=derive_seed(self._experiment.seed, number, member.client),
-            codec=self.uplink_coding(member),
+            codec="",
         )
 
     def _program_artifact(

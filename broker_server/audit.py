@@ -16,9 +16,8 @@ class Audit:
     def __init__(self, broker: Broker) -> None:
         """Reads the counters of a broker that ran before us: that may take its `sys_interval`."""
         self._counters = BrokerCounters(broker.host, broker.port)
-        self._before: Counted | None = broker.greeted
-        if broker.process is None:
-            self._before = self._counters.read()
+        self._shared = broker.process is None  # with whoever else uses it
+        self._before: Counted | None = self._counters.read() if self._shared else broker.greeted
 
     def close(
         self,
@@ -30,4 +29,4 @@ class Audit:
         """The counts of `records`, compared (see `compare`); all devices have gone."""
         after = self._counters.read() if self._before else None
         counted = after.since(self._before) if after and self._before else None
-        return compare(records, told, counted, planned, resumed)
+        return compare(records, told, counted, planned, resumed, self._shared)

@@ -7,6 +7,7 @@ after the other are answered once.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -19,6 +20,8 @@ from edge_runtime.mailbox import ServerMailbox
 from edge_runtime.messages import BlobRef, Fetch
 from edge_runtime.topics import all_blobs_topic
 from edge_runtime.transfer import serve
+
+log = logging.getLogger("flexmoe.server")
 
 GATHER_S = 0.05  # how long questions for the same chunk are waited for
 RETAINED_BYTES = 256 << 20
@@ -59,6 +62,7 @@ class Broadcast:
         self._retained_bytes = retained_bytes
         self._connections = mailbox.link.connections
         self._given: OrderedDict[bytes, _Given] = OrderedDict()  # named longest ago first
+        self._kept_bytes = 0  # of the frames of which the broker has anything
         self._due: dict[_Key, float] = {}
 
     @property
@@ -123,20 +127,24 @@ class Broadcast:
         self._mailbox.offer(name, frame.kind, index, data, self._retain)
         if self._retain:
             given = self._given.setdefault(name, _Given(frame.ref.size_bytes))
+            if not given.ever:
+                self._kept_bytes += given.size_bytes
             given.now.add(index)
             given.ever.add(index)
-            self._make_room(name)
+            if self._kept_bytes > self._retained_bytes:
+                self._make_room(name)
 
     def _make_room(self, newest: bytes) -> None:
-        sizes = {name: given.size_bytes for name, given in self._given.items() if given.ever}
-        excess = sum(sizes.values()) - self._retained_bytes
-        for name, size_bytes in sizes.items():
-            if excess > 0 and name != newest:
-                self._withdraw(name)
-                excess -= size_bytes
+        for name in [name for name, given in self._given.items() if given.ever and name != newest]:
+            self._withdraw(name)
+            if self._kept_bytes <= self._retained_bytes:
+                return
 
     def _withdraw(self, name: bytes) -> None:
-        for index in sorted(self._given.pop(name).ever):
+        given = self._given.pop(name)
+        if given.ever:
+            self._kept_bytes -= given.size_bytes
+        for index in sorted(given.ever):
             self._mailbox.withdraw(name, index)
 
     def _mind_connection(self) -> None:
@@ -150,14 +158,29 @@ class Broadcast:
 def sweep(link: Link, federation: str, quiet_s: float = 0.5) -> int:
     """Take from a broker what a server of this federation that was killed left there.
 
-    Its number of chunks; `quiet_s` without another are its end. `link` is for this alone: to be
-    closed afterwards.
+    Its number of chunks; `quiet_s` without another are their end. A broker drops what a subscriber
+    does not take in time (mosquitto: beyond 1000 messages), so it is asked again until it has none
+    left, for `_SWEEP_S` at most. `link` is for this alone: to be closed afterwards.
     """
-    end_s, cleared = time.monotonic() + _SWEEP_S, 0
-    link.subscribe(all_blobs_topic(federation))
-    while time.monotonic() < end_s and (packet := link.receive(quiet_s)) is not None:
-        if packet.payload:  # what we clear comes back empty
-            link.publish(packet.topic, b"", retain=True)
-            cleared += 1
-    link.flush(quiet_s)
-    return cleared
+    pattern = all_blobs_topic(federation)
+    end_s, cleared = time.monotonic() + _SWEEP_S, set[str]()
+    while True:
+        before = len(cleared)
+        link.subscribe(pattern)
+        while (packet := link.receive(quiet_s)) is not None and time.monotonic() < end_s:
+            if packet.payload:  # what we clear comes back empty
+                link.publish(packet.topic, b"", retain=True)
+                cleared.add(packet.topic)
+        left_s = end_s - time.monotonic()
+        flushed = link.flush(max(quiet_s, left_s))
+        if left_s > 0 and flushed and len(cleared) == before:
+            return len(cleared)
+        if left_s <= 0 or not flushed:
+            log.warning(
+                "the broker still keeps chunks that an earlier server left on %s, after %d were "
+                "cleared in %.0f s; they take its memory only",
+                pattern,
+                len(cleared),
+                _SWEEP_S,
+            )
+            return len(cleared)

@@ -54,11 +54,17 @@ class Broker:
 
     def check(self) -> None:
         """Raise `BrokerError`, with its log's last line, if a broker that we started has ended."""
-        if self.process is not None and self.process.poll() is not None:
+        if self.ended:
+            assert self.process is not None
             raise BrokerError(
-                f"the broker ({self.kind}) has ended: {_last_line(self.process)} "
+                f"the broker ({self.kind}) has ended: {_last_words(self.process)} "
                 f"(log: {self.process.log_path}); go on with --resume"
             )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is a process of ours that runs no more."""
+        return self.process is not None and self.process.poll() is not None
 
     def stop(self) -> None:
         """End the broker if we started it."""
@@ -131,7 +137,7 @@ def _watch(broker: Broker) -> None:
     assert broker.process is not None
     while broker.process.poll() is None:
         time.sleep(_POLL_S)
-    raise BrokerError(f"{broker.kind} ended by itself: {_last_line(broker.process)}")
+    raise BrokerError(f"{broker.kind} ended by itself: {_last_words(broker.process)}")
 
 
 def _pick(choice: str) -> str:
@@ -189,13 +195,13 @@ def _await(broker: Broker) -> None:
     while True:
         if broker.process.poll() is not None:
             _check_free(broker.host, broker.port)
-            raise BrokerError(f"{broker.kind} does not start: {_last_line(broker.process)}")
+            raise BrokerError(f"{broker.kind} does not start: {_last_words(broker.process)}")
         try:
             broker.greeted = _greet(_reachable(broker.host), broker.port, timeout_s=2.0)
         except BrokerError as error:
             if time.monotonic() > deadline:
-                last = _last_line(broker.process)
-                raise BrokerError(f"{broker.kind} does not answer: {error} (log: {last})") from None
+                log = broker.process.log_path
+                raise BrokerError(f"{broker.kind} does not answer: {error} (log: {log})") from None
             time.sleep(_POLL_S)
         else:
             return
@@ -229,8 +235,12 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
 
 
-def _last_line(process: ChildProcess) -> str:
-    return process.tail(1) or f"exit code {process.poll()}, nothing in {process.log_path}"
+def _last_words(process: ChildProcess) -> str:
+    """Why it ended: its last line, if that tells, else how."""
+    last, code = process.tail(1), process.poll() or 0
+    if last and "warning" not in last.lower():  # a warning is of what went on nevertheless
+        return last
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _mosquitto_config(host: str, port: int) -> str:

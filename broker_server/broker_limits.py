@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass
 
 from broker_server.broker import Broker
@@ -20,7 +21,9 @@ MESSAGE_ROOM_BYTES = 1024
 """Of a message with a chunk in it, beyond the chunk; rather too much."""
 
 ANSWER_S = 20.0  # for one chunk to be acknowledged, on a slow link
-ARRIVAL_S = 2.0  # between the acknowledgement of a message and its arrival
+ARRIVAL_S = 2.0  # between the acknowledgement of a message and its arrival, on a fast link
+# On a slow link the way back may take so many times what the way there took.
+SLOWER_BACK = 2.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,9 @@ def _passes(host: str, port: int, topic: str, size_bytes: int) -> bool:
     payload = os.urandom(size_bytes)
     with ProbeClient(host, port) as client:
         subscribe(client, [topic])
+        began_s = time.monotonic()
         client.publish(topic, payload)
         if not client.flush(ANSWER_S):
             return False
-        back = client.receive(ARRIVAL_S)
+        back = client.receive(ARRIVAL_S + SLOWER_BACK * (time.monotonic() - began_s))
         return back is not None and back.payload == payload

@@ -7,7 +7,7 @@ What devices moved is counted at their links (`broker_server.link_bytes`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -23,17 +23,10 @@ from broker_server.figures import (
     plain_table,
     titled,
 )
-from broker_server.link_bytes import (
-    all_link_rows,
-    grouped,
-    link_rows,
-    server_rows,
-    sums,
-)
-from broker_server.link_costs import budgeted, costs, typical_rounds
-from broker_server.record import BytesRow, RoundRecord
+from broker_server.link_costs import Budgeted, costs
+from broker_server.run_bytes import RunBytes, Sums, added
 from device_profiles.link_class import LINKS
-from edge_runtime.ledger import CONNECTION
+from edge_runtime.ledger import CONNECTION, Direction
 
 MOST_DEVICES = 40
 """A table with more devices than this shows the ones with the most bytes, and sums up the rest."""
@@ -46,107 +39,104 @@ _GROUPS = {
     "messages": ("control",),
     "connection": (CONNECTION,),
 }
+_DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 _KINDS = ("program", "backbone", "gate", "expert", "control", CONNECTION)
 
 
-def by_device(records: Sequence[RoundRecord]) -> Table:
+def by_device(run: RunBytes) -> Table:
     """Each device's link, and the server's own socket."""
-    rows = all_link_rows(records)
-    groups = grouped(rows, "client")
     table = plain_table("Bytes by device", "device", *_COLUMNS)
-    shown = sorted(groups, key=lambda client: -sum(row.wire_bytes for row in groups[client]))
-    rest = shown[MOST_DEVICES:]
-    for client in sorted(shown[:MOST_DEVICES]):
-        _row(table, client, groups[client])
+    shown, rest = _most(run)
+    for client in shown:
+        _row(table, client, added(run.devices[client].values()))
     if rest:
-        others = [row for client in rest for row in groups[client]]
-        _row(table, f"{len(rest)} others, with fewer bytes each", others)
-    _row(table, "all devices", rows, style="bold")
-    _row(table, "server's socket", server_rows(records))
+        _row(table, _others(rest), added(_all_of(run, rest)))
+    _row(table, "all devices", run.links, style="bold")
+    _row(table, "server's socket", run.server)
     return table
 
 
-def by_kind(records: Sequence[RoundRecord]) -> Table:
+def by_kind(run: RunBytes) -> Table:
     """What the devices' links carried, by kind, and what the server sent of it."""
-    rows, sent = all_link_rows(records), _sent(records)
-    groups, egress = grouped(rows, "kind"), grouped(sent, "kind")
     table = plain_table("Bytes by kind", "kind", *_COLUMNS, "server sent")
-    for kind in sorted(groups | egress, key=_kind_order):
-        mine = groups.get(kind, [])
-        _row(table, kind.replace(":", " "), mine, _wire(egress.get(kind, ())))
-    _row(table, "total", rows, _wire(sent), style="bold")
+    egress = run.egress
+    for kind in sorted(run.kinds.keys() | egress.keys(), key=_kind_order):
+        mine = run.kinds.get(kind, Sums())
+        _row(table, kind.replace(":", " "), mine, human_bytes(egress.get(kind, 0)))
+    total = human_bytes(run.server.down.wire_bytes)
+    _row(table, "total", run.links, total, style="bold")
     return table
 
 
-def by_round(records: Sequence[RoundRecord]) -> Table:
+def by_round(run: RunBytes) -> Table:
     """Up, down and what the server sent: payload, and what MQTT adds to it."""
     columns = [name for way in ("up", "down", "server sent") for name in (way, "+ MQTT")]
     table = plain_table("Bytes by round: payload, and what MQTT adds", "round", *columns)
-    for record in records:
-        table.add_row(str(record.round), *_layers(link_rows(record.bytes), _sent([record])))
-    table.add_row("total", *_layers(all_link_rows(records), _sent(records)), style="bold")
+    for one in run.rounds:
+        table.add_row(one.name, *_layers(one.links, one.server))
+    table.add_row("total", *_layers(run.links, run.server), style="bold")
     return table
 
 
-def by_client(records: Sequence[RoundRecord]) -> Table:
+def by_client(run: RunBytes) -> Table:
     """Each device's link by direction, as kinds of things; shared are the backbone and the gate."""
     table = titled("Bytes by device and direction")
     table.add_column("device", overflow="fold")
     table.add_column("way", no_wrap=True)
     for column in (*_GROUPS, "total"):
         table.add_column(column, justify="right", no_wrap=True)
-    for client, rows in grouped(all_link_rows(records), "client").items():
-        for direction in ("up", "down"):
-            mine = [row for row in rows if row.direction == direction]
-            cells = [
-                _wire([row for row in mine if row.kind.partition(":")[0] in kinds])
-                for kinds in _GROUPS.values()
-            ]
-            name = escape(client) if direction == "up" else ""
-            table.add_row(name, direction, *cells, _wire(mine))
+    shown, rest = _most(run)
+    lines = [(client, [client]) for client in shown]
+    for label, clients in lines + ([(_others(rest), rest)] if rest else []):
+        for direction in _DIRECTIONS:
+            cells = [_wire(_all_of(run, clients, kinds), direction) for kinds in _GROUPS.values()]
+            name = escape(label) if direction == "up" else ""
+            table.add_row(name, direction, *cells, _wire(_all_of(run, clients), direction))
     return table
 
 
-def by_expert(records: Sequence[RoundRecord]) -> Table:
+def by_expert(run: RunBytes) -> Table:
     """What each expert cost: at the devices' links, and as the server sent it."""
-    groups = {
-        kind: rows
-        for kind, rows in grouped(all_link_rows(records), "kind").items()
-        if kind.startswith("expert:")
-    }
-    egress = grouped(_sent(records), "kind")
     table = plain_table("Bytes by expert", "expert", *_COLUMNS, "server sent", "devices")
-    for kind in sorted(groups, key=_kind_order):
-        rows = groups[kind]
-        clients = len({row.client for row in rows})
+    egress = run.egress
+    experts = [kind for kind in run.kinds if kind.startswith("expert:")]
+    for kind in sorted(experts, key=_kind_order):
         number = kind.partition(":")[2]
-        _row(table, number, rows, _wire(egress.get(kind, ())), str(clients))
+        more = (human_bytes(egress.get(kind, 0)), str(len(run.takers[kind])))
+        _row(table, number, run.kinds[kind], *more)
     return table
 
 
-def budgets(records: Sequence[RoundRecord]) -> Table | None:
+def budgets(run: RunBytes) -> Table | None:
     """What each device's link may carry in a round, and what it carried; None without budgets."""
-    found = budgeted(records)
+    found = run.budgets.found()
     if not found:
         return None
-    table = plain_table(
-        "Bytes a round: asked and got", "device", "codec", "asked", "got, mean", "got, most", "over"
-    )
-    for client, budget in found.items():
+    columns = ("device", "experts", "codec", "asked", "got, mean", "got, most", "over", "last over")
+    table = plain_table("Bytes a round: asked and got", *columns)
+    table.caption = "whole parts and programs come on top: in the first rounds, and what is new"
+    table.caption_justify = "left"
+    order = sorted(found, key=lambda client: (-found[client].over, -found[client].last_over))
+    rest = [found[client] for client in order[MOST_DEVICES:]]
+    for client in sorted(order[:MOST_DEVICES]):
+        budget = found[client]
         table.add_row(
             escape(client),
+            str(budget.experts),
             escape(budget.codec),
             human_bytes(budget.asked_bytes),
-            human_bytes(round(budget.mean_bytes)),
-            human_bytes(round(budget.most_bytes)),
-            f"{budget.over} of {budget.rounds}",
+            _known_bytes(budget.mean_bytes),
+            _known_bytes(budget.most_bytes),
+            *_over([budget]),
         )
+    if rest:
+        table.add_row(f"{len(rest)} others, over no more often", *[""] * 5, *_over(rest))
     return table
 
 
-def on_links(records: Sequence[RoundRecord]) -> list[RenderableType]:
+def on_links(run: RunBytes) -> list[RenderableType]:
     """What a device's mean round costs on each class of link; empty if no device had work."""
-    typical = typical_rounds(records)
+    typical = run.means.typical()
     if typical is None:
         return []
     columns = ("mean device", "", "most bytes", "")
@@ -163,7 +153,8 @@ def on_links(records: Sequence[RoundRecord]) -> list[RenderableType]:
         f"{human_bytes(round(one.up_bytes))} up, {human_bytes(round(one.down_bytes))} down"
         for one in (typical.mean, typical.worst)
     ]
-    note = f"mean device: {sizes[0]} a round; most bytes: {typical.worst_client}, {sizes[1]}"
+    note = f"mean device: {sizes[0]} a round, of those that it had work in\n"
+    note += f"most bytes: {typical.worst_client}, {sizes[1]}"
     return [table, Text(note, style="dim")]
 
 
@@ -188,7 +179,7 @@ def agreement_lines(agreement: Agreement) -> list[RenderableType]:
     if not agreement:
         return []
     if any(comparison.agrees is False for comparison in agreement):
-        return [_agreement_table(agreement)]
+        return [_agreement_table(agreement), _agreement_notes(agreement)]
     said = []
     if agreed := [comparison for comparison in agreement if comparison.agrees]:
         most = percent(max(comparison.difference for comparison in agreed), 3)
@@ -205,17 +196,14 @@ def _names(agreement: Agreement) -> str:
 
 
 def _agreement_table(agreement: Agreement) -> Table:
-    table = titled("Bytes counted twice")
-    for column in ("what", "counted", "expected", "difference", ""):
-        table.add_column(column, justify="left" if column in ("what", "") else "right")
+    table = plain_table("Bytes counted twice", "what", "counted", "expected", "difference", "")
     for comparison in agreement:
-        what = Text(f"{comparison.name}: {comparison.counted} / {comparison.expected}")
         if comparison.why:
-            table.add_row(what, "-", "-", "-", Text(f"not compared: {comparison.why}"))
+            table.add_row(comparison.name, "-", "-", "-", "not compared")
             continue
         share = percent(comparison.difference, 3)
         table.add_row(
-            what,
+            comparison.name,
             f"{comparison.counted_bytes:,}",
             f"{comparison.expected_bytes:,}",
             f"{comparison.difference_bytes:+,} ({share})",
@@ -225,29 +213,64 @@ def _agreement_table(agreement: Agreement) -> Table:
     return table
 
 
-def _sent(records: Sequence[RoundRecord]) -> list[BytesRow]:
-    """What the server sent."""
-    return [row for row in server_rows(records) if row.direction == "down"]
-
-
-def _wire(rows: Sequence[BytesRow]) -> str:
-    return human_bytes(sum(row.wire_bytes for row in rows))
-
-
-def _layers(links: Sequence[BytesRow], sent: Sequence[BytesRow]) -> list[str]:
-    """Payload and MQTT's bytes: up, down, sent by the server."""
-    up = [row for row in links if row.direction == "up"]
-    down = [row for row in links if row.direction == "down"]
-    return [
-        human_bytes(sum(figures))
-        for rows in (up, down, sent)
-        for figures in ([r.payload_bytes for r in rows], [r.mqtt_bytes for r in rows])
+def _agreement_notes(agreement: Agreement) -> Text:
+    """Whose counts they are, or why they were not compared."""
+    said = [
+        f"{c.name}: {f'not compared: {c.why}' if c.why else f'{c.counted} / {c.expected}'}"
+        for c in agreement
     ]
+    return Text("\n".join(said), style="dim")
 
 
-def _row(table: Table, label: str, rows: Sequence[BytesRow], *more: str, style: str = "") -> None:
-    total = sums(rows)
-    wire = total["uplink_bytes"] + total["downlink_bytes"]
+def _most(run: RunBytes) -> tuple[list[str], list[str]]:
+    """The devices with the most bytes, by name, and the others."""
+    moved = {
+        client: sum(sums.wire_bytes for sums in families.values())
+        for client, families in run.devices.items()
+    }
+    order = sorted(moved, key=lambda client: (-moved[client], client))
+    return sorted(order[:MOST_DEVICES]), order[MOST_DEVICES:]
+
+
+def _others(rest: Sequence[str]) -> str:
+    return f"{len(rest)} others, with fewer bytes each"
+
+
+def _all_of(
+    run: RunBytes, clients: Sequence[str], kinds: Sequence[str] | None = None
+) -> Iterator[Sums]:
+    """The sums of these devices' links, of all kinds or of some."""
+    return (
+        sums
+        for client in clients
+        for kind, sums in run.devices[client].items()
+        if kinds is None or kind in kinds
+    )
+
+
+def _wire(sums: Iterable[Sums], direction: Direction) -> str:
+    return human_bytes(sum(one.way(direction).wire_bytes for one in sums))
+
+
+def _over(found: Sequence[Budgeted]) -> list[str]:
+    """How many rounds were above their budgets, and which was the last."""
+    over, last = sum(one.over for one in found), max(one.last_over for one in found)
+    told = f"{over} of {sum(one.rounds for one in found)}"
+    return [told, f"round {last}" if last else "never"]
+
+
+def _known_bytes(count: float) -> str:
+    return "-" if math.isnan(count) else human_bytes(round(count))
+
+
+def _layers(links: Sums, server: Sums) -> list[str]:
+    """Payload and MQTT's bytes: up, down, sent by the server."""
+    ways = (links.up, links.down, server.down)
+    return [human_bytes(count) for way in ways for count in (way.payload_bytes, way.mqtt_bytes)]
+
+
+def _row(table: Table, label: str, sums: Sums, *more: str, style: str = "") -> None:
+    total, wire = sums.as_dict(), sums.wire_bytes
     overhead = (wire - total["payload_bytes"]) / wire if wire else math.nan
     sizes = [human_bytes(total[key]) for key in ("uplink_bytes", "downlink_bytes", "payload_bytes")]
     table.add_row(

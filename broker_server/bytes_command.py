@@ -16,6 +16,7 @@ from rich.console import RenderableType
 from broker_server import byte_tables
 from broker_server.console import print_tables
 from broker_server.record import RoundRecord
+from broker_server.run_bytes import RunBytes
 from broker_server.store import Store
 from edge_runtime.errors import ConfigError, DataError
 
@@ -27,7 +28,7 @@ COLUMNS = (
 )
 """Of the rows for programs; `expert` is empty for kinds that are of no expert."""
 
-TABLES: Mapping[str, Callable[[Sequence[RoundRecord]], RenderableType]] = MappingProxyType(
+TABLES: Mapping[str, Callable[[RunBytes], RenderableType]] = MappingProxyType(
     {
         "round": byte_tables.by_round,
         "kind": byte_tables.by_kind,
@@ -35,6 +36,24 @@ TABLES: Mapping[str, Callable[[Sequence[RoundRecord]], RenderableType]] = Mappin
         "expert": byte_tables.by_expert,
     }
 )
+
+
+def show_or_write(
+    directory: Path, by: str | None, links: bool, csv_file: str | None, parquet_file: Path | None
+) -> None:
+    """Print tables, or write rows if there is a file for them: rows have no other options."""
+    if csv_file is None and parquet_file is None:
+        show(directory, by, links)
+        return
+    if by is not None or links:
+        raise ConfigError(
+            f"{'--links' if by is None else '--by'}: is for tables, but --csv and --parquet write "
+            "all rows; leave one of them out"
+        )
+    if csv_file is not None:
+        write_csv(directory, csv_file)
+    if parquet_file is not None:
+        write_parquet(directory, parquet_file)
 
 
 def show(directory: Path, by: str | None = None, links: bool = False) -> None:
@@ -46,11 +65,12 @@ def show(directory: Path, by: str | None = None, links: bool = False) -> None:
         raise ConfigError(f"--by {by}: expected one of {', '.join(TABLES)}")
     with Store.open(directory) as store:
         records, agreement = _records(store, directory), store.agreement()
-    tables = [table(records) for name, table in TABLES.items() if by in (None, name)]
+    run = RunBytes.of(records)
+    tables = [table(run) for name, table in TABLES.items() if by in (None, name)]
     if by is None:
-        asked = byte_tables.budgets(records)
+        asked = byte_tables.budgets(run)
         tables += [asked] if asked is not None else []
-        tables += byte_tables.on_links(records)
+        tables += byte_tables.on_links(run)
         tables += byte_tables.agreement_lines(agreement)
     if links:
         tables.append(byte_tables.sources())

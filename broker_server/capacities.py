@@ -6,13 +6,15 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import fixed
+from broker_server.budget import Allowance
 from broker_server.capacity import Cap, Capacity, count_of, experts_that_fit
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
-from broker_server.limits import check_budget, settled
+from broker_server.limits import settled
 from broker_server.pace import Pace
 from broker_server.roster import Member, Roster
 from broker_server.work import Answer
@@ -64,15 +66,15 @@ def capacities_of(
     experiment: Experiment,
     roster: Roster,
     artifacts: Artifacts,
+    allowances: Mapping[str, Allowance] = MappingProxyType({}),
 ) -> Capacities:
     """The capacities of `clients`; who cannot hold an expert sits the round out.
 
-    `places` are all clients, in the order in which capacities are dealt out to them.
-    `FleetError` if those that can hold one are fewer than a round needs, `ConfigError` if the byte
-    budget is too small for any.
+    `places` are all clients, in the order in which capacities are dealt out to them. `allowances`
+    are those of clients that have a budget of bytes. `FleetError` if those that can hold an expert
+    are fewer than a round needs.
     """
     all_or_nothing = experiment.assignment.policy == "full"
-    check_budget(experiment.model.experts if all_or_nothing else 1, demand)
     given: dict[str, Capacity] = {}
     place_of = {client: place for place, client in enumerate(places)}
     rows = _rows(experiment)
@@ -84,7 +86,7 @@ def capacities_of(
         if before is None or before.trainer != member.hello.trainer:
             before = Pace(member.hello.trainer)  # another trainer has another pace
         pace = before.returned(client in past.restarted)
-        place = place_of[client]
+        place, allowance = place_of[client], allowances.get(client)
         try:
             if place >= rows:
                 raise FleetError(
@@ -100,8 +102,12 @@ def capacities_of(
         if all_or_nothing:  # fewer are of no use
             given[client], paces[client] = holds, replace(pace, k=holds.k, limit=holds.limit)
         else:
-            given[client], paces[client] = settled(holds, pace, member.hello.samples, demand)
+            affords = allowance.capacity(holds.k) if allowance else None
+            samples = member.hello.samples
+            given[client], paces[client] = settled(holds, pace, samples, demand, affords)
         news[client] = _news(client, before, given[client])
+        if allowance and allowance.objection and client not in past.paces:
+            news[client].insert(0, f"{client}: {allowance.objection}")
     need = experiment.round.quorum_of(len(clients))
     if len(given) < need:
         raise FleetError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from broker_server.cli_views import bytes_, doctor, report
 from edge_runtime.cli import INTERRUPTED, run_bench, run_device
 from edge_runtime.errors import ConfigError
 
@@ -71,10 +72,12 @@ def run(
     """Broker, server and a fleet of device processes on this machine, then a report."""
     loaded = _load(experiment, seed, rounds, set_)
 
-    from broker_server.run import run_experiment
+    from broker_server.run import resumable, run_experiment
 
-    with _console() as console:
-        run_experiment(loaded, _directory(loaded.name, out, resume), [console], resume)
+    directory = _directory(loaded.name, out, resume)
+    again = ["flexmoe", "run", str(experiment), *_options(seed, rounds, set_)]
+    with resumable(again, directory), _console() as console:
+        run_experiment(loaded, directory, [console], resume)
 
 
 @app.command()
@@ -93,21 +96,13 @@ def server(
     """The balancing server alone: its devices are started elsewhere, by `flexmoe device`."""
     loaded = _load(experiment, seed, rounds, set_)
 
-    from broker_server.broker import open_broker
-    from broker_server.host import Host
-    from broker_server.server import open_store, serve
-    from device_profiles import datasets
+    from broker_server.run import resumable, serve_experiment
 
     directory = _directory(loaded.name, out, resume)
-    dataset = datasets.load(loaded.data.dataset, loaded.data.path or None)
-    address = broker or loaded.broker.address
-    with (
-        open_store(loaded, directory, resume) as store,
-        open_broker(address, loaded.broker.port or None, directory / "log") as found,
-        _console() as console,
-    ):
-        print(f"server at broker {found.host}:{found.port}, federation {loaded.broker.federation}")
-        serve(loaded, dataset, Host(found), store, [console])
+    again = ["flexmoe", "server", str(experiment), *_options(seed, rounds, set_)]
+    again += ["--broker", broker] if broker is not None else []
+    with resumable(again, directory), _console() as console:
+        serve_experiment(loaded, directory, broker, [console], resume)
 
 
 @app.command()
@@ -147,44 +142,8 @@ def data(
         print(f"{path}: {shard.samples} training, {shard.test_samples} test samples")
 
 
-@app.command()
-def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
-) -> None:
-    """Print a run's tables again from its store."""
-    from broker_server.console import replay
-    from broker_server.store import Store
-
-    with Store.open(directory) as store:
-        replay(store.records(), store.facts(), directory, store.agreement())
-
-
-@app.command("bytes")
-def bytes_(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="WHAT", help="One table: round, kind, client or expert."),
-    ] = None,
-    links: Annotated[
-        bool, typer.Option("--links", help="Print where the figures of links are from.")
-    ] = False,
-    csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write rows instead, as CSV; - prints them.")
-    ] = None,
-    parquet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write rows instead (needs pyarrow).")
-    ] = None,
-) -> None:
-    """Where a run's bytes went, while it runs too: by round, kind, device and expert."""
-    from broker_server import bytes_command
-
-    if csv is not None:
-        bytes_command.write_csv(directory, csv)
-    if parquet is not None:
-        bytes_command.write_parquet(directory, parquet)
-    if csv is None and parquet is None:
-        bytes_command.show(directory, by, links)
+app.command()(report)
+app.command("bytes")(bytes_)
 
 
 @app.command()
@@ -276,20 +235,7 @@ def assign(
     print(assign_command.to_json(report) if as_json else assign_command.to_text(report))
 
 
-@app.command()
-def doctor(
-    broker: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The broker to examine.")
-    ] = "127.0.0.1:1883",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> int:
-    """What an MQTT broker can take, and what to set; ends with 1 if it cannot be used."""
-    from broker_server.doctor import diagnose, to_json, to_text
-    from edge_runtime.address import parse_address
-
-    diagnosis = diagnose(*parse_address(broker))
-    print(to_json(diagnosis) if as_json else to_text(diagnosis))
-    return 0 if diagnosis.usable else 1
+app.command()(doctor)
 
 
 _PASSED_ON = {
@@ -320,6 +266,13 @@ def _load(
     overrides += [f"seed={seed}"] if seed is not None else []
     overrides += [f"rounds={rounds}"] if rounds is not None else []
     return load_experiment(experiment, overrides)
+
+
+def _options(seed: int | None, rounds: int | None, set_: list[str] | None) -> list[str]:
+    """These options as they were given."""
+    options = [part for change in set_ or [] for part in ("--set", change)]
+    options += ["--seed", str(seed)] if seed is not None else []
+    return options + (["--rounds", str(rounds)] if rounds is not None else [])
 
 
 def _directory(name: str, out: Path | None, resume: bool) -> Path:

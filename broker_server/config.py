@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ else:
 __all__ = ["Experiment", "load_experiment", "to_toml"]
 
 _MISSING = object()
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _SHOWN_CHARACTERS = 160
 
 
@@ -216,9 +218,10 @@ def _look_up(raw: Any, key: str) -> Any:
 
 
 def _toml(value: object) -> str:
-    """A value as TOML writes it; of a table only that it is one."""
+    """A value as TOML writes it."""
     if isinstance(value, dict):
-        return "a table"
+        items = [f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()]
+        return f"{{ {', '.join(items)} }}" if items else "{}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -228,8 +231,12 @@ def _toml(value: object) -> str:
     return str(value)
 
 
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+
+
 def _shown(value: object) -> str:
-    return _one_line(_toml(value))
+    return "a table" if value == {} else _one_line(_toml(value))
 
 
 def _one_line(text: str) -> str:

@@ -30,6 +30,7 @@ from rich.text import Text
 from broker_server.agreement import Agreement
 from broker_server.figures import figure, human_bytes
 from broker_server.record import RoundRecord
+from broker_server.run_bytes import RunBytes
 from broker_server.sink import Facts
 from broker_server.tables import render
 
@@ -39,20 +40,21 @@ _PLAIN_WIDTH = 100
 # own; "ok" is how many answers counted, of how many devices that had work.
 _COLUMNS = (
     ("round", 5),
-    ("global", 7),
-    ("device", 7),
-    ("loss", 7),
-    ("up", 11),
-    ("down", 11),
-    ("load CV", 8),
-    ("usage CV", 9),
-    ("seconds", 8),
-    ("ok", 7),
+    ("global", 6),
+    ("device", 6),
+    ("loss", 6),
+    ("up", 10),
+    ("down", 10),
+    ("load CV", 7),
+    ("usage CV", 8),
+    ("seconds", 7),
+    ("ok", 5),
 )
 # The assignment's certificate: how far from the best it can be, the samples by which it misses its
 # load bounds, and the seconds that it took.
-_CERTIFICATE = (("gap", 8), ("slack", 6), ("assign", 7))
-_WIDTH = sum(width for _, width in _COLUMNS + _CERTIFICATE)
+_CERTIFICATE = (("gap", 7), ("slack", 5), ("assign", 6))
+_SHOWN_GAP = 0.00005  # 0.01 % as it is shown
+_WIDTH = sum(width + 1 for _, width in _COLUMNS + _CERTIFICATE) - 1
 
 
 class Console:
@@ -104,6 +106,10 @@ class Console:
             self._task = self._progress.add_task("waiting for devices", total=facts.get("rounds"))
             self._progress.start()
 
+    def note(self, text: str) -> None:
+        """Say it, on a line of its own."""
+        self._line(text)
+
     def joined(self, count: int, expected: int) -> None:
         """Say how many devices are there; a pipe hears of it when all are."""
         self._joined, self._expected = count, expected
@@ -117,15 +123,16 @@ class Console:
             if self._joined < self._expected:
                 self._line(f"{self._joined} of {self._expected} devices are there; starting")
             columns = _COLUMNS if self._narrow else _COLUMNS + _CERTIFICATE
-            self._line("".join(title.rjust(width) for title, width in columns), "bold")
+            self._line(_row([title for title, _ in columns], columns), "bold")
         self._rows += 1
         line = _row(_cells(record), _COLUMNS)
         gap, slack, seconds = certificate = _certificate(record)
         if self._narrow:
-            self._line(line)
-            line = f"       gap {gap}, slack {slack} samples, assigned in {seconds} s"
+            if _is_worth_a_line(record):
+                self._line(line)
+                line = f"       gap {gap}, slack {slack} samples, assigned in {seconds} s"
         else:
-            line += _row(certificate, _CERTIFICATE)
+            line += f" {_row(certificate, _CERTIFICATE)}"
         notes = "; ".join(_notes(record))
         if self._live:
             self._line(line)
@@ -139,17 +146,21 @@ class Console:
         self._describe("closing" if last else f"round {record.round + 1}")
 
     def finished(
-        self, records: Sequence[RoundRecord], directory: Path, agreement: Agreement
+        self,
+        records: Sequence[RoundRecord],
+        directory: Path,
+        agreement: Agreement,
+        run: RunBytes | None = None,
     ) -> None:
         """The closing tables, and where the run's files are."""
         self.close()
-        print_tables(render(records, self._facts, agreement), self._terminal)
+        print_tables(render(records, self._facts, agreement, run), self._terminal)
         self._line("")
         self._line(f"Everything is in {directory}")
 
     @property
     def _narrow(self) -> bool:
-        """Whether the certificate needs a line of its own."""
+        """Whether the certificate needs a line of its own, where it has something to say."""
         return self._live and self._terminal.width < _WIDTH
 
     def _line(self, text: str, style: str = "") -> None:
@@ -181,11 +192,15 @@ def replay(
     directory: Path,
     agreement: Agreement = (),
     terminal: rich.console.Console | None = None,
+    lines: Sequence[RoundRecord] | None = None,
 ) -> None:
-    """Print a finished run as it was printed when it ran."""
+    """Print a finished run as it was printed when it ran.
+
+    `lines`: the records as they were when each round finished; None: as they are.
+    """
     with Console(terminal) as console:
         console.started(facts)
-        for record in records:
+        for record in records if lines is None else lines:
             console.round_finished(record)
         console.finished(records, directory, agreement)
 
@@ -222,7 +237,13 @@ def _cells(record: RoundRecord) -> list[str]:
 
 
 def _row(cells: Sequence[str], columns: Sequence[tuple[str, int]]) -> str:
-    return "".join(cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True))
+    """The cells in their columns, a blank between them."""
+    return " ".join(cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True))
+
+
+def _is_worth_a_line(record: RoundRecord) -> bool:
+    """Whether the assignment may not be the best, or misses bounds."""
+    return record.violated_samples > 0 or record.gap >= _SHOWN_GAP
 
 
 def _certificate(record: RoundRecord) -> list[str]:

@@ -17,13 +17,14 @@ from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import AssignmentPolicy
 from broker_server.capacities import Past, begun_again, capacities_of, found_caps, too_slow
+from broker_server.dear import dear_pairs, without_dear
 from broker_server.demand import Demand
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.pace import paces_after
 from broker_server.participation import choose
-from broker_server.publication import Publication
+from broker_server.publication import Publication, changed_kinds
 from broker_server.record import RoundRecord
 from broker_server.recording import make_record
 from broker_server.roster import Roster
@@ -86,13 +87,15 @@ def run_round(
     # 1. Join: who is here, in the order of their names.
     present = present_clients(federation)
 
+    state = published(state, federation)
+
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
     places = (*state.places, *(client for client in present if client not in state.places))
     past = Past(state.caps, state.paces, exchange.restarted)
     demand = Demand.of(state.model, experiment)
-    held = capacities_of(
-        present, places, past, demand, experiment, federation.roster, federation.artifacts
-    )
+    roster, artifacts = federation.roster, federation.artifacts
+    allowed = artifacts.allowances(present, roster, exchange.holdings)
+    held = capacities_of(present, places, past, demand, experiment, roster, artifacts, allowed)
     # Of those who can hold an expert, some take part, in fair turns.
     turns = derive_seed(experiment.seed, number, "participation")
     share = experiment.participation
@@ -100,22 +103,19 @@ def run_round(
     clients, credit = choose(able, state.credit, share.fraction, share.count, turns)
     held = held.of(clients, state.paces)
     capacity = np.array([held.given[client].k for client in clients])
-    sizes = {client: federation.roster[client].hello.samples for client in clients}
+    sizes = {client: roster[client].hello.samples for client in clients}
     samples = np.array(list(sizes.values()))
 
     # 3. Assign: the most quality under balanced load.
     scores = Scores.of(state, clients, experiment)
-    assignment = federation.policy(
-        round_problem(state, scores, samples, capacity, places, experiment)
-    )
+    dear = dear_pairs(held.given, allowed)
+    problem = round_problem(state, scores, samples, capacity, places, experiment, dear)
+    assignment = without_dear(federation.policy(problem), problem, clients, allowed, dear)
 
     # 4. Push, 5. train, 6. collect: devices take what they lack, and report.
     experts = {c: np.flatnonzero(assignment.X[i]).tolist() for i, c in enumerate(clients)}
-    hellos = {client: federation.roster[client].hello for client in clients}
-    state = first_published(state, federation)
-    work = federation.artifacts.make_work(
-        state, number, attempt.number, experts, federation.roster, exchange.holdings
-    )
+    hellos = {client: roster[client].hello for client in clients}
+    work = artifacts.make_work(state, number, attempt.number, experts, roster, exchange.holdings)
     answers = exchange.run(work, experiment.round.deadline_s, experiment.round.rejoin_s)
     reports = {c: a.report for c, a in answers.items() if a.report is not None}
     found = found_caps(answers, experts, hellos)
@@ -146,7 +146,6 @@ def run_round(
         aggregator.add(decode_update(data, reports[client], assign, size, state.model))
     model = aggregator.result()
     federation.spool.clear()
-    published = federation.publication.publish(model, number, federation.roster.shared_codecs)
 
     # 8. Score and evaluate. Load counts what was trained: a lost update leaves its deficit.
     trained = assignment.X & np.array([[client in reports] for client in clients])
@@ -157,7 +156,8 @@ def run_round(
         scores.after(reports, assignment.X, experiment).into(state),
         round=number,
         model=model,
-        published=published,
+        unsent=tuple(changed_kinds(state.model, model)),
+        counted={**state.counted, **dict.fromkeys(reports, number)},
         load=load.update(state.load, trained, samples),
         routed=routed,
         credit=credit,
@@ -167,17 +167,17 @@ def run_round(
     )
     record = make_record(
         state,
-        [federation.roster[client].device for client in present if client in federation.roster],
-        sizes,
-        experts,
-        assignment,
-        answers,
-        federation.evaluation.accuracy(state.model),
-        federation.traffic.cut(exchange.accounts.take()),
-        [*attempt.events, *missing(answers), *held.events, *federation.incidents()],
-        time.monotonic() - attempt.began_s,
-        {client: assign.codec for client, assign in work.assigns.items()},
-        {},
+        devices=[roster[client].device for client in present if client in roster],
+        sizes=sizes,
+        experts=experts,
+        assignment=assignment,
+        answers=answers,
+        global_accuracy=federation.evaluation.accuracy(state.model),
+        traffic=federation.traffic.cut(exchange.accounts.take()),
+        events=[*attempt.events, *missing(answers), *held.events, *federation.incidents()],
+        round_s=time.monotonic() - attempt.began_s,
+        codecs={client: assign.codec for client, assign in work.assigns.items()},
+        budgets={client: allowance.asked_bytes for client, allowance in allowed.items()},
     )
     return state, record
 
@@ -217,15 +217,18 @@ def present_clients(federation: Federation) -> list[str]:
     return clients
 
 
-def first_published(state: State, federation: Federation) -> State:
-    """`state` with its model published: that of a new run now, another as it was before."""
-    publication = federation.publication
+def published(state: State, federation: Federation) -> State:
+    """`state` with its model published, as far as that was not done before."""
+    publication, codecs = federation.publication, federation.roster.shared_codecs
     if state.published is None:
-        model = publication.begin(state.model, federation.roster.shared_codecs)
-        return replace(state, model=model, published=model)
+        model = publication.begin(state.model, codecs)
+        return replace(state, model=model, published=model, ways=publication.ways)
     if publication.published is not state.published:
-        publication.resume(state.published, state.model)
-    return state
+        publication.resume(state.published, state.ways)
+    if not state.unsent:
+        return state
+    model = publication.publish(state.model, state.unsent, state.round, codecs)
+    return replace(state, published=model, ways=publication.ways, unsent=())
 
 
 def missing(answers: Mapping[str, Answer]) -> list[str]:

@@ -25,7 +25,6 @@ class Moves:
 class Demand:
     """`epochs` over a client's samples, and the way there and back, within `deadline_s` seconds.
 
-    A client moves at most `byte_budget` bytes a round, both directions together; 0 is no budget.
     The bytes are about those that the codecs make of the weights. Messages (a few KB a round) are
     not in them, nor are programs, and what a client lacks because it missed rounds: each travels to
     it once, not every round.
@@ -33,7 +32,6 @@ class Demand:
 
     epochs: int
     deadline_s: float
-    byte_budget: int
     down: Moves
     up: Moves
 
@@ -48,7 +46,6 @@ class Demand:
         return cls(
             epochs=experiment.train.epochs,
             deadline_s=experiment.round.deadline_s,
-            byte_budget=experiment.round.byte_budget,
             down=Moves(down.of(backbone) + down.of(gate), max(map(down.of, model.experts))),
             up=Moves(up.of(backbone), max(map(up.of, model.experts)) + row_bytes),
         )
@@ -60,10 +57,6 @@ class Demand:
     def up_bytes(self, k: int) -> int:
         """What is fetched from it; a local gate never leaves it."""
         return self.up.bytes(k)
-
-    def moved_bytes(self, k: int) -> int:
-        """Both directions together."""
-        return self.down_bytes(k) + self.up_bytes(k)
 
 
 class _Sizes:

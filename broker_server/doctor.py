@@ -57,7 +57,7 @@ def diagnose(host: str, port: int) -> Diagnosis:
 def judge(trials: Trials) -> list[Check]:
     """What the findings mean."""
     return [
-        Check("version", trials.version or "not told"),
+        Check("version", trials.version.replace(" version ", " ") or "not told"),
         _round_trip(trials),
         _largest_chunk(trials),
         _retains(trials),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from broker_server.accounts import Accounts
@@ -40,7 +41,8 @@ log = logging.getLogger("flexmoe.server")
 POLL_S = 0.25
 ROLLCALL_EVERY_S = 2.0
 MAX_PLANS = 4
-ACCOUNTS_S = 2.0
+ACCOUNTS_S = 2.0  # how long the next device's last word is waited for
+MAX_ACCOUNTS_S = 15.0
 FLUSH_S = 2.0
 
 
@@ -68,9 +70,12 @@ class Exchange:
         self._intake = Intake(mailbox, spool, clock)
         self._connections = mailbox.link.connections
         self._progress: dict[str, Progress] = {}
+        # Those without an answer; who is gone comes after who is not.
+        self._open: OrderedDict[str, Progress] = OrderedDict()
         self._stop: Stop | None = None
+        self._told_s = 0.0  # when the last account came
         self.holdings = Holdings()
-        self.accounts = Accounts(session, experts)
+        self.accounts = Accounts(session, experts, mailbox.link.settled_bytes)
         # Who has said hello as a new process since it was last given work.
         self.restarted: set[str] = set()
 
@@ -85,19 +90,22 @@ class Exchange:
 
         `joined` is told of each new count; `watch` is called often, and may raise.
         """
-        deadline_s = self._clock() + timeout_s
-        called_s, count = -ROLLCALL_EVERY_S, -1
+        count, quiet, began_s = -1, False, self._clock()
+        called_s = began_s - ROLLCALL_EVERY_S
         while True:
-            if count != (count := len(self._roster.present)):
+            if count != (count := self._roster.count):
                 joined(count)
             now_s = self._clock()
-            if count >= expected or now_s >= deadline_s:
+            left_s = began_s + timeout_s - now_s
+            if count >= expected or left_s <= 0:
                 return
-            if now_s - called_s >= ROLLCALL_EVERY_S:
+            # Before the first call all is heard that was said: it need not be said again.
+            quiet |= now_s - began_s >= ROLLCALL_EVERY_S
+            if quiet and now_s - called_s >= ROLLCALL_EVERY_S:
                 self._mailbox.broadcast(Rollcall(self._session))
                 called_s = now_s
             watch()
-            self._turn(min(POLL_S, deadline_s - now_s))
+            quiet |= not self._turn(min(POLL_S, left_s) if quiet else 0.0)
 
     def run(self, work: Work, deadline_s: float, rejoin_s: float) -> dict[str, Answer]:
         """Hand out `work`, and return each client's answer when all are in.
@@ -110,16 +118,17 @@ class Exchange:
         self.restarted -= work.assigns.keys()
         self._hand_out(work, end_s)
         while (now_s := self._clock()) < end_s:
-            if not any(p.awaited(now_s, rejoin_s) for p in self._progress.values()):
+            if not any(p.awaited(now_s, rejoin_s) for p in self._open.values()):
                 break
             self._watch()
             self._mind_own_connection()
-            self._intake.ask(self._progress)
+            self._intake.ask()
             self._turn(POLL_S)
         answers = {c: progress.closed(self._clock()) for c, progress in self._progress.items()}
         for client in [client for client, answer in answers.items() if answer.status == "gone"]:
             self._roster.leave(client)
         self._progress = {}
+        self._open.clear()
         self._intake.end()
         return answers
 
@@ -131,10 +140,14 @@ class Exchange:
         self._stop = Stop(self._session, reason)
         self._mailbox.broadcast(self._stop)
         self.accounts.wait_for(self._roster.present)
-        end_s = self._clock() + ACCOUNTS_S
         link = self._mailbox.link
-        while self.accounts.awaited and link.connected and self._clock() < end_s:
-            self._hear(min(POLL_S, end_s - self._clock()))
+        last_s = self._clock() + MAX_ACCOUNTS_S
+        self._told_s = self._clock()
+        while self.accounts.awaited and link.connected:
+            left_s = min(self._told_s + ACCOUNTS_S, last_s) - self._clock()
+            if left_s <= 0:
+                break
+            self._hear(min(POLL_S, left_s))
         self._broadcast.clear()
         link.flush(FLUSH_S)
         return self.accounts.take_closed()
@@ -153,13 +166,17 @@ class Exchange:
         while not self._broadcast.idle and self._clock() < end_s:
             self._watch()
             self._turn(POLL_S)
-        present = set(self._roster.present)
+        present, gone = set(self._roster.present), dict[str, Progress]()
         for client, progress in progresses.items():
             if client in present:
                 self._mailbox.send(client, progress.assign)
+                self._open[client] = progress
             else:  # it left in the meantime, without having had work
                 progress.go("", self._clock())
+                gone[client] = progress
+            self.holdings.given(client)
         self._progress = progresses
+        self._open.update(gone)
 
     def _mind_own_connection(self) -> None:
         """After a reconnect of ours: what was said in between is lost, so ask who is there."""
@@ -172,23 +189,30 @@ class Exchange:
 
     # --- the inbox -----------------------------------------------------------------------------
 
-    def _turn(self, timeout_s: float) -> None:
+    def _turn(self, timeout_s: float) -> bool:
+        """Publish what is due, and handle at most one message; whether there was one."""
         if self._mailbox.link.contested:
             raise BrokerError(
                 f"another server uses federation {self._mailbox.federation!r} on this broker: stop "
                 "it, or set broker.federation; or else the broker refuses what we send: see its log"
             )
         self._broadcast.pump()
-        self._hear(min(timeout_s, self._broadcast.next_s()))
+        return self._hear(min(timeout_s, self._broadcast.next_s()))
 
-    def _hear(self, timeout_s: float) -> None:
-        if received := self._mailbox.receive(max(0.0, timeout_s)):
-            client, message = received
-            try:
-                self._handle(client, message)
-            except WireError as error:
-                log.info("%s: dropped a message: %s", client, error)
-                self._mailbox.drop(client, error.reason)
+    def _hear(self, timeout_s: float) -> bool:
+        received = self._mailbox.receive(max(0.0, timeout_s))
+        if received is None:
+            return False
+        client, message = received
+        try:
+            self._handle(client, message)
+        except WireError as error:
+            log.info("%s: dropped a message: %s", client, error)
+            self._mailbox.drop(client, error.reason)
+        finally:
+            if (progress := self._open.get(client)) is not None and progress.answer is not None:
+                del self._open[client]
+        return True
 
     def _handle(self, client: str, message: Message) -> None:
         match message:
@@ -203,6 +227,7 @@ class Exchange:
                 if progress is None or progress.answer is not None:
                     raise WireError("stale", "no work is open for this device")
                 names = {ref.digest for ref in frames_of(progress.assign)}
+                progress.ask_again(message, self._mailbox.chunk_bytes)
                 self._broadcast.ask(message, names)
             case Report():
                 self._take_report(client, message)
@@ -218,6 +243,7 @@ class Exchange:
                 if client not in self._roster:
                     raise WireError("unknown-client", "an account of a device that never joined")
                 self.accounts.close(client, message)
+                self._told_s = self._clock()
             case _:
                 raise WireError("stale", f"{type(message).__name__} outside of a round")
 
@@ -240,6 +266,7 @@ class Exchange:
         if isinstance(answer, Welcome):
             # It lost the connection, or died and came back: it may not know of its work.
             progress.come(anew)
+            self._open.move_to_end(client, last=False)
             if anew:
                 self._plan(client, progress)
             self._mailbox.send(client, progress.assign)
@@ -251,6 +278,8 @@ class Exchange:
         self.accounts.give_up(client)
         if (progress := self._progress.get(client)) is not None:
             progress.go(reason, self._clock())
+            if client in self._open:
+                self._open.move_to_end(client)
         if self._stop is None:
             # The last will of a connection may come after the next one's hello: ask.
             self._mailbox.send(client, Rollcall(self._session))
@@ -258,6 +287,7 @@ class Exchange:
     def _plan(self, client: str, progress: Progress) -> None:
         """Plan a device's work by what it is known to hold now, and publish what it lacks."""
         progress.assign = progress.work.plan(client)
+        self.holdings.given(client)
         self._broadcast.offer(frames_of(progress.assign))
         self._broadcast.pump()
 
@@ -285,13 +315,13 @@ class Exchange:
         return progress
 
     def _take_report(self, client: str, report: Report) -> None:
+        wrong = None
         try:
             if client in self._roster:
                 self.accounts.report(client, report)  # in time or not, its bytes were moved
         except WireError as error:
-            progress = self._current(client, report)
-            progress.answer = progress.answer or Answer("rejected", str(error))
-            raise
+            wrong = error
         progress = self._current(client, report)
-        self._intake.take_report(client, progress, report)
+        self._intake.take_report(client, progress, report, wrong)
+        self._roster.worked(client)
         self.holdings.worked(client, progress.assign, report.dropped)

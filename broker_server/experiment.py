@@ -166,12 +166,6 @@ class Round(Section):
         ge=0,
         description="Seconds that a round waits for a device that lost its connection.",
     )
-    byte_budget: int = Field(
-        default=0,
-        ge=0,
-        description="Bytes of weights that a device moves in a round, both directions together; 0 "
-        "is no budget.",
-    )
     quorum: float = Field(
         default=0.5,
         gt=0,

@@ -57,9 +57,9 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def titled(title: str, show_header: bool = True) -> Table:
-    """A plain table without columns, set off by an empty line."""
+    """A plain table without columns, set off by an empty line; the title may be wider."""
     return Table(
-        title=Text(f"\n{title}", style="bold"),
+        title=Text(f"\n{title}", style="bold", no_wrap=True, overflow="ignore"),
         title_justify="left",
         show_header=show_header,
         box=None,

@@ -6,8 +6,8 @@ version from nothing, a *delta* frame from the version before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,7 +50,11 @@ class WholeFrames:
         """The frame for who knows `codecs`."""
         name = next((name for name in reversed(own_compressors()) if name in codecs), "")
         if name not in self._made:
-            self._made[name] = self._make(name)
+            frame = self._make(name)
+            for other, made in self._made.items():
+                if made.ref == frame.ref:  # no compressor shortens it: so none is needed
+                    frame = self._made[other] = replace(made, needs=made.needs & frame.needs)
+            self._made[name] = frame
         return self._made[name]
 
     def __iter__(self) -> Iterator[Frame]:
@@ -58,8 +62,10 @@ class WholeFrames:
 
 
 @dataclass(frozen=True)
-class _Step:
-    base: bytes  # the digest of the version before; empty: whole
+class Step:
+    """A frame, and the digest of the version that it leads on from; empty: from nothing."""
+
+    base: bytes
     frame: Frame
 
 
@@ -69,11 +75,16 @@ class History:
     What can never be the cheaper way is forgotten: its memory is about twice the part's.
     """
 
-    def __init__(self, kind: str, tensors: Tensors, whole: Frame | None = None) -> None:
-        """It begins with `tensors`; `whole` leads to them, at a loss that is theirs already."""
+    def __init__(self, kind: str, tensors: Tensors, steps: Sequence[Step] = ()) -> None:
+        """It begins with `tensors`; `steps` lead there, at a loss that is theirs already."""
         self.kind = kind
-        self._steps: list[_Step] = [] if whole is None else [_Step(b"", whole)]
+        self._steps = list(steps)
         self._put(tensors)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that lead to the newest version, the last one last; none is lossless."""
+        return tuple(self._steps)
 
     def add(self, frame: Frame, tensors: Tensors) -> None:
         """`frame` leads from the newest version on to `tensors`."""
@@ -81,7 +92,7 @@ class History:
         if digest(pack_tensors(tensors)) == before:  # all of it was lost: nobody needs it
             return
         self._put(tensors)
-        self._steps.append(_Step(before, frame))
+        self._steps.append(Step(before, frame))
         most = self._raw_bytes + 2 * FRAME_COST_BYTES  # of a lossless frame, with what describes it
         cost, kept = 0, 0
         for step in reversed(self._steps):

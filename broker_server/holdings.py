@@ -27,6 +27,8 @@ class Holdings:
         self._held: dict[str, dict[bytes, str]] = {}
         self.taken_bytes: Counter[str] = Counter()
         """Payload of the frames that each took for the work it has done, by client."""
+        self._under_way: set[str] = set()
+        self._unsure: set[str] = set()
 
     def __getitem__(self, client: str) -> Collection[bytes]:
         return self._held.get(client, {}).keys()
@@ -36,10 +38,27 @@ class Holdings:
         known = self._held.get(client, {})
         self._held[client] = {name: known.get(name, "") for name in held}
 
+    @property
+    def sure_bytes(self) -> dict[str, int]:
+        """`taken_bytes` of those that took nothing else.
+
+        Who had work and did not report it, or had it planned anew, may have taken any of its
+        frames.
+        """
+        unsure = self._unsure | self._under_way
+        return {c: size for c, size in self.taken_bytes.items() if c not in unsure}
+
+    def given(self, client: str) -> None:
+        """The device is given work, or a new plan of it."""
+        if client in self._under_way:
+            self._unsure.add(client)
+        self._under_way.add(client)
+
     def worked(self, client: str, assign: Assign, dropped: Collection[bytes]) -> None:
         """The device has done this work, and let `dropped` go since its last report."""
         frames = {ref.digest: ref.size_bytes for ref in frames_of(assign)}
         self.taken_bytes[client] += sum(frames.values())
+        self._under_way.discard(client)
         contents = contents_of(assign)
         parts = {kind for kind, _ in contents if kind != PROGRAM}
         replaced = {artifact.base for _, artifact in contents}

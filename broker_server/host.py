@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from broker_server.broker import Broker
 from device_profiles.fleet import Fleet
@@ -10,18 +11,34 @@ from device_profiles.fleet import Fleet
 STOP_S = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
-    """The processes that the server depends on. `fleet` is None where devices run elsewhere."""
+    """The processes that the server depends on. Without `start_fleet` devices run elsewhere."""
 
     broker: Broker
-    fleet: Fleet | None = None
+    start_fleet: Callable[[], Fleet] | None = None
+    fleet: Fleet | None = field(default=None, init=False)
+
+    def start_devices(self) -> None:
+        """Start our own devices. The server listens by now: no hello is said in vain."""
+        if self.start_fleet is not None:
+            self.fleet = self.start_fleet()
 
     def check_joining(self) -> None:
         """Raise if the broker or one of the devices that are to join has ended."""
         self.check()
         if self.fleet is not None:
             self.fleet.check()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether there is a broker to reach the devices by, as far as we know."""
+        return not self.broker.ended
+
+    @property
+    def devices_are_ours(self) -> bool:
+        """Whether the devices are processes that begin, and end, with this server."""
+        return self.start_fleet is not None
 
     def check(self) -> None:
         """Raise `BrokerError` if the broker has ended: without it no round can."""

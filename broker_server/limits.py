@@ -12,7 +12,6 @@ from dataclasses import replace
 from broker_server.capacity import Capacity, Limit, count_of
 from broker_server.demand import Demand
 from broker_server.pace import Pace
-from edge_runtime.errors import ConfigError
 
 SHARE = 0.8  # of the deadline that a round may take by what was measured
 MARGIN = 0.9  # of that share, where one more is to be given
@@ -20,14 +19,16 @@ STREAK = 2  # rounds in a row in which it must have fitted
 _CLEARLY = 1.25
 
 
-def settled(holds: Capacity, pace: Pace, samples: int, demand: Demand) -> tuple[Capacity, Pace]:
+def settled(
+    holds: Capacity, pace: Pace, samples: int, demand: Demand, affords: Capacity | None = None
+) -> tuple[Capacity, Pace]:
     """What a device is given this round, and its pace with that noted.
 
-    `holds`: what it is asked for, or its memory allows. One expert at least must fit the byte
-    budget (`check_budget`). Compute and a slow link leave it at least one.
+    `holds`: what it is asked for, or its memory allows. `affords`: what its budget of bytes does,
+    None if that is as many. Compute and a slow link leave it at least one.
     """
     passes = samples * demand.epochs
-    known = _least([holds, _within_budget(holds.k, demand)], pace)
+    known = _least([holds, affords], pace)
     bound = _least(
         [known, _below_ceiling(holds.k, pace), _in_time(holds.k, pace, passes, demand)], pace
     )
@@ -58,26 +59,6 @@ def _least(limits: Sequence[Capacity | None], pace: Pace) -> Capacity:
         (limit for limit in limits if limit is not None),
         key=lambda limit: (limit.k, limit.limit != "asked", limit.limit != pace.limit),
     )
-
-
-def check_budget(k: int, demand: Demand) -> None:
-    """Raise `ConfigError` if a round with `k` experts moves more than the byte budget."""
-    if 0 < demand.byte_budget < demand.moved_bytes(k):
-        raise ConfigError(f"{_moves(k, demand)}; raise it, or choose a smaller model")
-
-
-def _within_budget(most: int, demand: Demand) -> Capacity | None:
-    """As many as the byte budget allows; None if it allows `most`."""
-    if not demand.byte_budget:
-        return None
-    k = max(k for k in range(1, most + 1) if demand.moved_bytes(k) <= demand.byte_budget)
-    return Capacity(k, "link", _moves(k + 1, demand)) if k < most else None
-
-
-def _moves(k: int, demand: Demand) -> str:
-    moved, budget = demand.moved_bytes(k) / 1e6, demand.byte_budget / 1e6
-    what = f"a round with {count_of(k)} moves {moved:.3g} MB"
-    return f"{what}, round.byte_budget is {budget:.3g} MB"
 
 
 def _below_ceiling(most: int, pace: Pace) -> Capacity | None:

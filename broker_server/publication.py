@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from broker_server.history import Frame, History
+from broker_server.history import Frame, History, Step
 from broker_server.seeds import derive_seed
 from edge_runtime.blob import kind_of_expert
 from edge_runtime.codec import Coding, Preset, decode, encode, needs, parse_coding
@@ -24,6 +24,12 @@ def parts_of(model: ModelParts) -> Iterator[tuple[str, Tensors]]:
         yield kind_of_expert(expert), tensors
 
 
+def changed_kinds(before: ModelParts, after: ModelParts) -> list[str]:
+    """The kinds of the parts that are not the same to the last bit."""
+    pairs = zip(parts_of(before), parts_of(after), strict=True)
+    return [kind for (kind, one), (_, other) in pairs if not _equal(one, other)]
+
+
 class Publication:
     """Publishes the server's model step by step.
 
@@ -39,7 +45,7 @@ class Publication:
         self._whole_every = whole_every
         self._seed = seed
         self._parts: dict[str, History] = {}
-        self._model: Mapping[str, Tensors] = {}  # as it was when it was last published
+        self._frames: dict[bytes, Frame] = {}  # all that devices may still be sent, by digest
         self.published: ModelParts | None = None
         """What devices hold, or are led to."""
 
@@ -61,26 +67,34 @@ class Publication:
                     f"wire.whole = {self._whole.spec} cannot code the model's {kind} ({error}); "
                     "choose another codec"
                 ) from None
-            frame = Frame.of(kind, data, needs(self._whole, codecs))
-            self._parts[kind] = History(kind, {name: decoded[name] for name in tensors}, frame)
-        published = self._published()
-        self._model = dict(parts_of(published))
-        return published
+            first = Step(b"", Frame.of(kind, data, needs(self._whole, codecs)))
+            self._parts[kind] = History(kind, {name: decoded[name] for name in tensors}, [first])
+        return self._published()
 
-    def resume(self, published: ModelParts, model: ModelParts) -> None:
-        """Go on from what a server had `published` of its `model`; the way there is forgotten."""
-        self._parts = {kind: History(kind, tensors) for kind, tensors in parts_of(published)}
-        self._model, self.published = dict(parts_of(model)), published
+    def resume(self, published: ModelParts, ways: Mapping[str, Sequence[Step]]) -> None:
+        """Go on from what a server had `published`, and the `ways` that led there."""
+        self._parts = {
+            kind: History(kind, tensors, ways.get(kind, ()))
+            for kind, tensors in parts_of(published)
+        }
+        self._note_frames()
+        self.published = published
 
-    def publish(self, model: ModelParts, number: int, codecs: Collection[str]) -> ModelParts:
+    @property
+    def ways(self) -> dict[str, tuple[Step, ...]]:
+        """By kind the steps that lead to the published parts; without parts that have none."""
+        return {kind: part.steps for kind, part in self._parts.items() if part.steps}
+
+    def publish(
+        self, model: ModelParts, changed: Collection[str], number: int, codecs: Collection[str]
+    ) -> ModelParts:
         """The published model after round `number` led to `model`.
 
-        A part that is as it was is not sent again. `codecs` are those that all devices know.
+        Only parts of the kinds that `changed` are sent. `codecs` are those that all devices know.
         """
-        before, self._model = self._model, dict(parts_of(model))
         due = self._whole_every > 0 and number % self._whole_every == 0
-        for kind, tensors in self._model.items():
-            if _equal(tensors, before[kind]):
+        for kind, tensors in parts_of(model):
+            if kind not in changed:
                 continue
             if due or _lossless(self._downlink) or not self._step(kind, tensors, number, codecs):
                 self._parts[kind] = History(kind, tensors)
@@ -88,19 +102,25 @@ class Publication:
 
     def artifact(self, kind: str, held: Collection[bytes], codecs: Collection[str]) -> Artifact:
         """The cheapest way to a part for a device that holds `held` and can decode `codecs`."""
-        return self._parts[kind].artifact(held, codecs)
+        part = self._parts[kind]
+        artifact = part.artifact(held, codecs)
+        if artifact.frames and not artifact.base:  # it may have been made now
+            self._frames |= part.frames()
+        return artifact
 
     def find(self, name: bytes) -> Frame | None:
         """The frame of this digest, if a device may still be sent it."""
-        for part in self._parts.values():
-            if (frame := part.frames().get(name)) is not None:
-                return frame
-        return None
+        return self._frames.get(name)
 
     def _published(self) -> ModelParts:
+        self._note_frames()
         backbone, gate, *experts = (part.tensors for part in self._parts.values())
         self.published = ModelParts(backbone, gate[GATE], tuple(experts))
         return self.published
+
+    def _note_frames(self) -> None:
+        frames = (part.frames() for part in self._parts.values())
+        self._frames = {name: frame for found in frames for name, frame in found.items()}
 
     def _step(self, kind: str, tensors: Tensors, number: int, codecs: Collection[str]) -> bool:
         """Code what the part lacks as a delta; False if the codec cannot."""

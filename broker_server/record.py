@@ -22,7 +22,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class BytesRow:
     """What one side's socket moved for one client, in one direction, for one kind of thing.
 

@@ -18,6 +18,7 @@ from broker_server.work import Answer
 
 def make_record(
     state: State,
+    *,
     devices: Sequence[Device],
     sizes: Mapping[str, int],
     experts: Mapping[str, list[int]],
@@ -67,11 +68,7 @@ def make_record(
         load=state.load.tolist(),
         usage=usage.tolist(),
         clients=[
-            replace(
-                _client_round(c, n, experts[c], answers[c], state),
-                codec=codecs.get(c, ""),
-                budget_bytes=budgets.get(c, 0),
-            )
+            _client_round(c, n, experts[c], answers[c], state, codecs.get(c, ""), budgets.get(c, 0))
             for c, n in sizes.items()
         ],
         bytes=traffic.rows,
@@ -95,7 +92,13 @@ def closed_record(record: RoundRecord, closing: RoundTraffic) -> RoundRecord:
 
 
 def _client_round(
-    client: str, samples: int, experts: list[int], answer: Answer, state: State
+    client: str,
+    samples: int,
+    experts: list[int],
+    answer: Answer,
+    state: State,
+    codec: str,
+    budget_bytes: int,
 ) -> ClientRound:
     report = answer.report
     tested = report is not None and report.test_samples > 0
@@ -113,4 +116,6 @@ def _client_round(
         telemetry=dict(report.telemetry) if report else {},
         status=answer.status,
         detail=answer.detail,
+        codec=codec,
+        budget_bytes=budget_bytes,
     )

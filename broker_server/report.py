@@ -13,6 +13,7 @@ from typing import Any
 
 from broker_server.agreement import Agreement
 from broker_server.record import RoundRecord
+from broker_server.run_bytes import RunBytes
 from broker_server.sink import Facts
 from broker_server.totals import devices, final
 from edge_runtime.errors import DataError
@@ -23,12 +24,17 @@ _ROUND_KEYS = [f.name for f in fields(RoundRecord) if f.name not in ("clients", 
 
 
 def write_report(
-    directory: Path, records: Sequence[RoundRecord], facts: Facts, agreement: Agreement = ()
+    directory: Path,
+    records: Sequence[RoundRecord],
+    facts: Facts,
+    agreement: Agreement = (),
+    run: RunBytes | None = None,
 ) -> Path:
     """Write `report.json`: the facts, ``final`` and ``rounds``; NaN is null. Returns its path.
 
     The facts ``rounds`` and ``devices`` (how many were asked for) become ``rounds_planned`` and
-    ``devices_planned``; ``devices`` describes those that came. Raises `DataError` if the file
+    ``devices_planned``; ``devices`` describes those that came. Without `run` the bytes are those of
+    the records. Raises `DataError` if the file
     cannot be written.
     """
     head: dict[str, Any] = {"name": None, "seed": None}
@@ -37,7 +43,7 @@ def write_report(
     found = devices(records)
     if found:
         head["devices"] = [asdict(device) for device in found]
-    head["final"] = final(records, agreement)
+    head["final"] = final(records, RunBytes.of(records) if run is None else run, agreement)
     rounds = ",\n  ".join(_json(_round(record)) for record in records)
     text = f'{_json(head, indent=1)[:-2]},\n "rounds": [\n  {rounds}\n ]\n}}\n'
     path = Path(directory) / FILE_NAME

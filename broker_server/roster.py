@@ -64,27 +64,49 @@ class Roster:
         self._uplink = uplink
         self._welcome = Welcome(session, chunk_bytes, retained)
         self._members: dict[str, Member] = {}
+        self._present: set[str] = set()
+        self._useful: set[str] = set()  # who has done work
+        self._spare: dict[str, None] = {}  # who left without, the longest ago first
         self.rejected: dict[str, str] = {}  # why, by client: for people to read
 
     def admit(self, client: str, hello: Hello) -> Welcome | Reject:
         """The answer to a device's hello."""
         reason = self._objection(hello)
-        if client not in self._members and len(self._members) == MAX_CLIENTS:
-            reason = f"the federation is full, it has {MAX_CLIENTS} devices"
+        full = client not in self._members and len(self._members) == MAX_CLIENTS
+        if full and not reason and self._spare:
+            self._forget(next(iter(self._spare)))
+        elif full:
+            reason = reason or f"the federation is full, it has {MAX_CLIENTS} devices"
         if reason:
-            self._members.pop(client, None)
+            self._forget(client)
             if len(self.rejected) < MAX_CLIENTS:  # anyone may invent names
                 self.rejected[client] = reason
             return Reject(self._session, reason)
         self.rejected.pop(client, None)
         self._members[client] = Member(client, hello)
+        self._present.add(client)
+        self._spare.pop(client, None)
         return self._welcome
 
+    def worked(self, client: str) -> None:
+        """This device has done work: it keeps its place though it leaves and the rest is full."""
+        if client in self._members:
+            self._useful.add(client)
+            self._spare.pop(client, None)
+
     def leave(self, client: str) -> None:
-        """A device is gone; what it said is kept for when it returns."""
+        """A device is gone; what it said is kept for when it returns, as long as there is room."""
         member = self._members.get(client)
         if member is not None:
             self._members[client] = Member(client, member.hello, present=False)
+            self._present.discard(client)
+            if client not in self._useful:
+                self._spare[client] = None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How long the chunks are that blobs travel in."""
+        return self._welcome.chunk_bytes
 
     def __getitem__(self, client: str) -> Member:
         return self._members[client]
@@ -95,13 +117,24 @@ class Roster:
     @property
     def present(self) -> list[str]:
         """The names of those who are there, ascending: every order in a round comes from here."""
-        return sorted(name for name, member in self._members.items() if member.present)
+        return sorted(self._present)
+
+    @property
+    def count(self) -> int:
+        """How many are there."""
+        return len(self._present)
 
     @property
     def shared_codecs(self) -> set[str]:
         """The codecs and compressors that all know who are there; none if nobody is."""
         known = [set(self._members[name].hello.codecs) for name in self.present]
         return set.intersection(*known) if known else set()
+
+    def _forget(self, client: str) -> None:
+        self._members.pop(client, None)
+        self._present.discard(client)
+        self._useful.discard(client)
+        self._spare.pop(client, None)
 
     def _objection(self, hello: Hello) -> str:
         spec = self._spec

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,26 @@ def round_problem(
     capacity: NDArray[np.int64],
     places: Sequence[str],
     experiment: Experiment,
+    dear: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
 ) -> Problem:
     """The problem of the round after `state`.
 
     samples, capacity [C]: n_c and k_c of the clients of `scores`. places: all clients, in the order
-    in which rounds first saw them.
+    in which rounds first saw them. dear: by client, the experts [E] that its budget of bytes would
+    rather not bring to it; their quality is below that of all others.
     """
     settings, number = experiment.assignment, state.round + 1
     explored = fitness.exploration_bonus(scores.trials, state.round, experiment.fitness.explore)
     past = load.history(settings.balance, state.load, state.routed)
     lower, upper = load.bounds(past, samples, capacity, settings.delta)
     place_of = {client: place for place, client in enumerate(places)}
+    quality = scores.quality + explored
+    beyond = float(np.ptp(quality)) + 1.0
+    for i, client in enumerate(scores.clients):
+        if client in dear:
+            quality[i] -= beyond * dear[client]
     return Problem(
-        scores.quality + explored,
+        quality,
         samples,
         capacity,
         lower,

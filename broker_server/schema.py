@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from broker_server.agreement import Agreement, Comparison
 from broker_server.record import BytesRow, ClientRound, Device, RoundRecord
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _LISTS = ("load", "usage", "clients", "bytes", "drops", "events", "devices")
 _ROUND_COLUMNS = tuple(f.name for f in fields(RoundRecord) if f.name not in _LISTS)
@@ -27,7 +28,9 @@ _COMPARISON_COLUMNS = tuple(f.name for f in fields(Comparison))
 _DEVICE_COLUMNS = tuple(f.name for f in fields(Device))
 
 BYTES_OF_ROUND = ("uplink_bytes", "downlink_bytes", "egress_bytes", "ingress_bytes")
-"""Columns of table ``rounds`` that the end of a run adds to."""
+"""Columns of table ``rounds`` that the end of a run adds to; table ``ends`` tells how much."""
+
+_DROPS = "drops:"  # in table ``ends``, before the reason
 
 _OF_ROUND = "round INTEGER NOT NULL REFERENCES rounds(round) ON DELETE CASCADE"
 SCHEMA = f"""
@@ -56,6 +59,7 @@ CREATE TABLE events ({_OF_ROUND}, position INTEGER, text TEXT, PRIMARY KEY (roun
 CREATE TABLE devices ({_OF_ROUND}, client TEXT PRIMARY KEY ON CONFLICT REPLACE, samples INTEGER,
     test_samples INTEGER, trainer TEXT, machine TEXT, cores REAL, memory_available_bytes INTEGER,
     version TEXT);
+CREATE TABLE ends ({_OF_ROUND}, what TEXT, amount INTEGER, PRIMARY KEY (round, what));
 CREATE TABLE checkpoint ({_OF_ROUND}, data BLOB NOT NULL);
 """
 
@@ -95,6 +99,21 @@ def to_rows(record: RoundRecord) -> dict[str, list[list[Any]]]:
         ],
     }
     return {table: [[_cell(x) for x in cells] for cells in rows[table]] for table in rows}
+
+
+def end_amounts(figures: Sequence[int], drops: Mapping[str, int]) -> dict[str, int]:
+    """What a round's `BYTES_OF_ROUND` and drops are called in table ``ends``, and how many."""
+    counts = {f"{_DROPS}{reason}": count for reason, count in drops.items()}
+    return {**dict(zip(BYTES_OF_ROUND, figures, strict=True)), **counts}
+
+
+def without_end(record: RoundRecord, end: Mapping[str, int]) -> RoundRecord:
+    """The figures and drops of a round when it finished; `end` is its part of table ``ends``."""
+    figures = {name: getattr(record, name) - end.get(name, 0) for name in BYTES_OF_ROUND}
+    drops = Counter(record.drops) - Counter(
+        {what.removeprefix(_DROPS): n for what, n in end.items() if what.startswith(_DROPS)}
+    )
+    return replace(record, **figures, drops=dict(drops))
 
 
 def comparison_rows(number: int, agreement: Agreement) -> list[list[Any]]:

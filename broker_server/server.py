@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from broker_server.agreement import Agreement
 from broker_server.artifacts import Artifacts
 from broker_server.audit import Audit
 from broker_server.broadcast import Broadcast, sweep
+from broker_server.broker_counters import READ_S
 from broker_server.broker_limits import BrokerLimits, limits_of
 from broker_server.config import load_experiment, to_toml
 from broker_server.coordinator import Federation, run_rounds
@@ -38,6 +38,7 @@ from edge_runtime.ledger import Ledger
 from edge_runtime.mailbox import ServerMailbox
 from edge_runtime.mqtt import MqttLink
 from edge_runtime.parts import merge, split
+from edge_runtime.topics import server_id
 from model_export.cache import ProgramCache
 from model_export.checkpoint import save_model
 from model_export.models import ModelSpec, make_model
@@ -65,10 +66,13 @@ def serve(
     directory, facts = store.path.parent, run_facts(experiment, host.broker.kind)
     store.describe(to_toml(experiment), facts)
     replace_file(directory / "config.toml", to_toml(experiment))
-    client_id = f"flexmoe-{experiment.broker.federation}-server"
+    for sink in sinks:
+        sink.started(facts)
+    client_id = server_id(experiment.broker.federation)
     limits = limits_of(host.broker)
     if host.broker.process is None:
         _sweep(host, experiment.broker.federation)
+        _tell_reading(sinks)
     audit, resumed = Audit(host.broker), state.round > 0
     link = MqttLink(host.broker.host, host.broker.port, client_id)
     try:
@@ -78,12 +82,11 @@ def serve(
             experiment, spec, dataset, host, mailbox, state.session, directory, limits
         )
         records = store.records()
-        before = len(records)
-        for sink in sinks:
-            sink.started(facts)
+        before, agreement = len(records), store.agreement()
         reason = "the server ended the run early"
         try:
             federation.artifacts.prepare()
+            host.start_devices()
             _gather(federation, sinks, host, resumed)
 
             def finished(after: State, record: RoundRecord) -> None:
@@ -97,26 +100,60 @@ def serve(
             run_rounds(state, federation, experiment.rounds, finished)
             reason = COMPLETE
         finally:
-            told = federation.exchange.stop(reason)
-            closing = federation.traffic.close(told)
-            federation.spool.clear()
+            if len(records) > before:
+                agreement = ()
             if records:
+                # First of all: who is interrupted once may be interrupted again.
                 save_model(directory / "model", spec, merge(state.model))
-            host.wait_for_devices()
-            agreement: Agreement = ()
+                write_report(directory, records, facts, agreement)
+            told = federation.exchange.stop(reason) if host.reachable else {}
+            closing = federation.traffic.close(told, federation.exchange.accounts.take())
+            federation.spool.clear()
+            if host.reachable:
+                host.wait_for_devices()
             if len(records) > before:
                 records[-1] = closed_record(records[-1], closing)
-                if reason == COMPLETE:
-                    planned = federation.exchange.holdings.taken_bytes
-                    agreement = audit.close(records[before:], told, planned, resumed)
                 store.write_final(records[-1], agreement)
-            if records:
                 write_report(directory, records, facts, agreement)
+        if len(records) > before:
+            if host.broker.process is None:
+                _tell_reading(sinks)
+            planned = federation.exchange.holdings.sure_bytes
+            older = resumed and not host.devices_are_ours
+            agreement = audit.close(records[before:], told, planned, older)
+            store.write_final(records[-1], agreement)
+            write_report(directory, records, facts, agreement)
         for sink in sinks:
             sink.finished(records, directory, agreement)
         return records
     finally:
         link.close()
+
+
+def already_done(
+    experiment: Experiment, dataset: Dataset, store: Store, sinks: Sequence[Sink]
+) -> bool:
+    """Whether `store` has all rounds of `experiment`: then nothing is to be run.
+
+    Leaves the results once more: what ended the run may have come before they were written.
+    """
+    records, checkpoint = store.records(), store.load_checkpoint()
+    if checkpoint is None or checkpoint[0] < experiment.rounds:
+        return False
+    directory, state = store.path.parent, State.from_bytes(checkpoint[1])
+    save_model(directory / "model", make_spec(experiment, dataset), merge(state.model))
+    write_report(directory, records, store.facts(), store.agreement())
+    for sink in sinks:
+        sink.note(
+            f"all {checkpoint[0]} rounds are done: see flexmoe report {directory}, or ask for more "
+            "with --rounds"
+        )
+    return True
+
+
+def _tell_reading(sinks: Sequence[Sink]) -> None:
+    for sink in sinks:
+        sink.note(f"reading the broker's counters (up to {READ_S:g} s)")
 
 
 def _federation(
@@ -157,7 +194,7 @@ def _federation(
 
 def _sweep(host: Host, federation: str) -> None:
     """Take from a broker that is not ours what a killed server of this federation left there."""
-    link = MqttLink(host.broker.host, host.broker.port, f"flexmoe-{federation}-sweep")
+    link = MqttLink(host.broker.host, host.broker.port, f"{server_id(federation)}::sweep")
     try:
         sweep(link, federation)
     finally:

@@ -22,10 +22,14 @@ Facts = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Told of a run, in this order: `started`, `joined`..., `round_finished`..., `finished`."""
+    """Told of a run, in this order: `started`, `joined`..., `round_finished`..., `finished`; and of
+    notes at any time."""
 
     def started(self, facts: Facts) -> None:
         """The run begins."""
+
+    def note(self, text: str) -> None:
+        """What else a user should know now, such as what takes its time."""
 
     def joined(self, count: int, expected: int) -> None:
         """`count` of `expected` devices are there now."""

@@ -30,13 +30,25 @@ class Spool:
             ) from None
 
     def get(self, client: str) -> bytes:
-        """The update that `put` kept."""
-        return self._path(client).read_bytes()
+        """The update that `put` kept; `FlexmoeError` if the disk does not give it back."""
+        try:
+            return self._path(client).read_bytes()
+        except OSError as error:
+            raise FlexmoeError(
+                f"cannot read the update of {client} back from {self._directory}: "
+                f"{error.strerror}; check that disk or choose another --out"
+            ) from None
 
     def clear(self) -> None:
-        """Forget all updates."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._directory)
+        """Forget all updates; `FlexmoeError` if they cannot be removed."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._directory)
+        except OSError as error:
+            raise FlexmoeError(
+                f"cannot remove the updates in {self._directory}: {error.strerror}; "
+                "check who may write there, or choose another --out"
+            ) from None
 
     def _path(self, client: str) -> Path:
         # In hex: a client may be called "..", and some disks take "A" and "a" for one name.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_server.capacity import Cap
+from broker_server.history import Frame, Step
 from broker_server.pace import Pace
 from edge_runtime.blob import digest
 from edge_runtime.errors import DataError
@@ -17,7 +18,7 @@ from edge_runtime.messages import DIGEST_BYTES
 from edge_runtime.parts import ModelParts, merge, split
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class State:
     `places` are all clients in the order in which rounds first saw them, within a round by name: a
     list of capacities in the experiment is dealt out in this order. `caps` are of the clients whose
     memory did not hold what they were given; `paces` are what the rounds showed of each client.
-    `published` is what devices hold of `model`; None before it was first published.
+    `counted` is the last round in which a client's update became part of the model.
+    `published` is what devices hold of `model`, None before it was first published, and `ways` are
+    the steps that led there, by kind. `unsent` are the kinds of the parts that changed since.
     """
 
     session: str
@@ -46,6 +49,9 @@ class State:
     caps: Mapping[str, Cap] = field(default_factory=dict)
     paces: Mapping[str, Pace] = field(default_factory=dict)
     published: ModelParts | None = None
+    counted: Mapping[str, int] = field(default_factory=dict)
+    ways: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    unsent: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """A checkpoint: the digest of what follows, and a msgpack map.
@@ -61,6 +67,8 @@ class State:
                 "round": self.round,
                 "model": model,
                 "published": b"" if published == model else published,
+                "ways": {kind: [_plain(step) for step in way] for kind, way in self.ways.items()},
+                "unsent": list(self.unsent),
                 "quality": {client: row.tolist() for client, row in self.quality.items()},
                 "trials": {client: row.tolist() for client, row in self.trials.items()},
                 "load": self.load.tolist(),
@@ -69,6 +77,7 @@ class State:
                 "credit": dict(self.credit),
                 "places": list(self.places),
                 "caps": {client: astuple(cap) for client, cap in self.caps.items()},
+                "counted": dict(self.counted),
                 "paces": {client: pace.to_plain() for client, pace in self.paces.items()},
             }
         )
@@ -103,4 +112,14 @@ class State:
             caps={client: Cap(*cap) for client, cap in raw["caps"].items()},
             paces={client: Pace.from_plain(pace) for client, pace in raw["paces"].items()},
             published=published,
+            counted=raw["counted"],
+            ways={
+                kind: tuple(Step(base, Frame.of(kind, data, names)) for base, data, names in way)
+                for kind, way in raw["ways"].items()
+            },
+            unsent=tuple(raw["unsent"]),
         )
+
+
+def _plain(step: Step) -> list[object]:
+    return [step.base, step.frame.data, sorted(step.frame.needs)]

@@ -22,9 +22,11 @@ from broker_server.schema import (
     SCHEMA,
     SCHEMA_VERSION,
     comparison_rows,
+    end_amounts,
     from_rows,
     to_comparisons,
     to_rows,
+    without_end,
 )
 from edge_runtime.errors import ConfigError, DataError
 
@@ -83,9 +85,7 @@ class Store:
         except DataError as error:
             raise ConfigError(f"{error}; choose another directory with --out") from None
         try:
-            with store._transaction() as database:
-                (rounds,) = database.execute("SELECT count(*) FROM rounds").fetchone()
-            if rounds:
+            if store.rounds():
                 raise ConfigError(
                     f"{directory}: holds a run already; go on with it by --resume, or choose "
                     "another directory with --out"
@@ -178,12 +178,23 @@ class Store:
         sets = ", ".join(f"{name} = ?" for name in BYTES_OF_ROUND)
         with self._transaction() as database:
             figures = [getattr(record, name) for name in BYTES_OF_ROUND]
+            self._add_end(number, end_amounts(figures, record.drops))
             database.execute(f"UPDATE rounds SET {sets} WHERE round = ?", (*figures, number))
             for table in ("bytes", "drops"):
                 database.execute(f"DELETE FROM {table} WHERE round = ?", (number,))
                 _insert(database, table, rows[table])
             database.execute("DELETE FROM agreement")
             _insert(database, "agreement", comparison_rows(number, agreement))
+
+    def _add_end(self, number: int, amounts: Mapping[str, int]) -> None:
+        """Note by how much `amounts` are above what the store has of this round."""
+        (figures,) = self._select(number, ", ".join(BYTES_OF_ROUND), "rounds")
+        had = end_amounts(figures, dict(self._select(number, "reason, count", "drops")))
+        self._database.executemany(
+            "INSERT INTO ends VALUES (?, ?, ?) "
+            "ON CONFLICT (round, what) DO UPDATE SET amount = amount + excluded.amount",
+            [(number, what, amount - had.get(what, 0)) for what, amount in amounts.items()],
+        )
 
     def agreement(self) -> Agreement:
         """How the counts of bytes agreed when the run ended; empty while it goes on."""
@@ -202,6 +213,24 @@ class Store:
         with self._transaction() as database:  # one point in time, even while a run writes
             rounds = database.execute("SELECT round FROM rounds ORDER BY round").fetchall()
             return [from_rows(partial(self._select, number)) for (number,) in rounds]
+
+    def rounds(self) -> int:
+        """How many rounds there are."""
+        with self._transaction() as database:
+            (count,) = database.execute("SELECT count(*) FROM rounds").fetchone()
+        return int(count)
+
+    def finished(self, records: Sequence[RoundRecord]) -> list[RoundRecord]:
+        """`records` with the figures that each had when its round finished, as they were shown
+        then: what the end of the run, or of a part of it, moved is not in them."""
+        ends: dict[int, dict[str, int]] = {}
+        with self._transaction() as database:
+            for number, what, amount in database.execute("SELECT round, what, amount FROM ends"):
+                ends.setdefault(number, {})[what] = amount
+        return [
+            without_end(record, ends[record.round]) if record.round in ends else record
+            for record in records
+        ]
 
     def _select(self, number: int, columns: str, table: str, order: str = "rowid") -> list[Any]:
         query = f"SELECT {columns} FROM {table} WHERE round = ? ORDER BY {order}"

@@ -16,20 +16,25 @@ from broker_server.agreement import Agreement
 from broker_server.byte_tables import agreement_lines, budgets, by_device, by_kind, on_links
 from broker_server.figures import figure, human_bytes, plain_table, titled
 from broker_server.record import RoundRecord
+from broker_server.run_bytes import RunBytes
 from broker_server.sink import Facts
 from broker_server.totals import drops, final, left_out
 
 
 def render(
-    records: Sequence[RoundRecord], facts: Facts, agreement: Agreement = ()
+    records: Sequence[RoundRecord],
+    facts: Facts,
+    agreement: Agreement = (),
+    run: RunBytes | None = None,
 ) -> list[RenderableType]:
-    """The closing tables, at most 100 columns wide."""
+    """The closing tables, at most 100 columns wide; without `run` the bytes are the records'."""
     if not records:
         return [Text("No round was finished.")]
-    tables: list[RenderableType] = [_result(records, facts), by_device(records), by_kind(records)]
-    if (asked := budgets(records)) is not None:
+    run = RunBytes.of(records) if run is None else run
+    tables: list[RenderableType] = [_result(records, facts, run), by_device(run), by_kind(run)]
+    if (asked := budgets(run)) is not None:
         tables.append(asked)
-    tables += on_links(records)
+    tables += on_links(run)
     if any(client.status != "ok" for record in records for client in record.clients):
         tables.append(_left_out_table(records))
     if any(record.drops for record in records):
@@ -37,8 +42,8 @@ def render(
     return [*tables, *agreement_lines(agreement)]
 
 
-def _result(records: Sequence[RoundRecord], facts: Facts) -> Table:
-    closing = final(records)
+def _result(records: Sequence[RoundRecord], facts: Facts, run: RunBytes) -> Table:
+    closing = final(records, run)
     best = closing["best_global_accuracy"]
     rounds, up, down = closing["rounds"], closing["uplink_bytes"], closing["downlink_bytes"]
     sent = closing["egress_bytes"]

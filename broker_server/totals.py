@@ -9,13 +9,15 @@ from dataclasses import asdict
 from typing import Any
 
 from broker_server.agreement import Agreement
-from broker_server.link_bytes import all_link_rows, grouped, server_rows, sums
-from broker_server.link_costs import budgeted, costs, typical_rounds
+from broker_server.link_costs import costs
 from broker_server.record import Device, RoundRecord
+from broker_server.run_bytes import RunBytes, added
 
 
-def final(records: Sequence[RoundRecord], agreement: Agreement = ()) -> dict[str, Any]:
-    """The last round's accuracies and balance, and sums over all rounds.
+def final(
+    records: Sequence[RoundRecord], run: RunBytes, agreement: Agreement = ()
+) -> dict[str, Any]:
+    """The last round's accuracies and balance, and sums over all rounds; bytes are those of `run`.
 
     Of the devices' peaks of resident memory, ``device_peak_rss_mib`` is the largest,
     ``device_mean_rss_mib`` the mean and ``fleet_rss_mib`` the sum. ``device_cpu_s`` is the sum of
@@ -36,10 +38,10 @@ def final(records: Sequence[RoundRecord], agreement: Agreement = ()) -> dict[str
         "load_cv": last.load_cv,
         "usage_cv": last.usage_cv,
         "routed_cv": last.routed_cv,
-        "uplink_bytes": sum(r.uplink_bytes for r in records),
-        "downlink_bytes": sum(r.downlink_bytes for r in records),
-        "egress_bytes": sum(r.egress_bytes for r in records),
-        "ingress_bytes": sum(r.ingress_bytes for r in records),
+        "uplink_bytes": run.links.up.wire_bytes,
+        "downlink_bytes": run.links.down.wire_bytes,
+        "egress_bytes": run.server.down.wire_bytes,
+        "ingress_bytes": run.server.up.wire_bytes,
         "rounds_s": sum(r.round_s for r in records),
         "violated_samples": sum(r.violated_samples for r in records),
         "device_peak_rss_mib": max(peaks.values(), default=None),
@@ -52,9 +54,9 @@ def final(records: Sequence[RoundRecord], agreement: Agreement = ()) -> dict[str
             client: {status: len(rounds) for status, (rounds, _) in by_status.items()}
             for client, by_status in left_out(records).items()
         },
-        **_bytes(records),
-        "budgets": {client: asdict(budget) for client, budget in budgeted(records).items()},
-        "links": _links(records),
+        **_bytes(run),
+        "budgets": {client: asdict(budget) for client, budget in run.budgets.found().items()},
+        "links": _links(run),
         "agreement": [
             {
                 **asdict(comparison),
@@ -67,23 +69,20 @@ def final(records: Sequence[RoundRecord], agreement: Agreement = ()) -> dict[str
     }
 
 
-def _bytes(records: Sequence[RoundRecord]) -> dict[str, Any]:
+def _bytes(run: RunBytes) -> dict[str, Any]:
     """By client and kind what the devices' links carried; by kind what the server sent."""
-    rows, server = all_link_rows(records), server_rows(records)
-    sent = [row for row in server if row.direction == "down"]
     return {
-        "bytes_by_client": {client: sums(mine) for client, mine in grouped(rows, "client").items()},
-        "bytes_by_kind": {kind: sums(mine) for kind, mine in grouped(rows, "kind").items()},
-        "egress_bytes_by_kind": {
-            kind: sum(row.wire_bytes for row in mine)
-            for kind, mine in grouped(sent, "kind").items()
+        "bytes_by_client": {
+            client: added(run.devices[client].values()).as_dict() for client in sorted(run.devices)
         },
+        "bytes_by_kind": {kind: run.kinds[kind].as_dict() for kind in sorted(run.kinds)},
+        "egress_bytes_by_kind": run.egress,
     }
 
 
-def _links(records: Sequence[RoundRecord]) -> dict[str, Any]:
+def _links(run: RunBytes) -> dict[str, Any]:
     """A device's mean round, and what it costs on each class of link: mean and worst device."""
-    typical = typical_rounds(records)
+    typical = run.means.typical()
     if typical is None:
         return {}
     return {

@@ -74,12 +74,16 @@ class Traffic:
         self._sent_bytes, self._received_bytes, self._drops = sent, received, drops
         return traffic
 
-    def close(self, accounts: Mapping[str, Account]) -> RoundTraffic:
+    def close(
+        self, accounts: Mapping[str, Account], others: Mapping[str, Sequence[Moved]]
+    ) -> RoundTraffic:
         """What was counted since the last round, with the accounts that came after the stop.
 
-        An account cannot count the message that carries it: it is added here.
+        An account cannot count the message that carries it: it is added here. `others` are what
+        devices that had no last word said before.
         """
-        traffic = self.cut({client: message.account for client, message in accounts.items()})
+        last = {client: message.account for client, message in accounts.items()}
+        traffic = self.cut({**others, **last})
         federation = self._mailbox.federation
         rows = list(traffic.rows)
         for client, message in accounts.items():

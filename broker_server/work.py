@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from broker_server.holdings import frames_of
 from broker_server.record import Status
-from edge_runtime.messages import LAST_WILL, Assign, Report
+from edge_runtime.errors import WireError
+from edge_runtime.messages import LAST_WILL, Assign, Fetch, Report
 from edge_runtime.parts import ModelParts
-from edge_runtime.transfer import Download
+from edge_runtime.transfer import MAX_CHUNKS_PER_FETCH, Download
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Progress:
     lost: bool = False  # its last will came
     reborn: bool = False  # it came as another process
     plans: int = 1
+    repeated: int = 0  # chunks of frames that it asked for
     answer: Answer | None = None
 
     def go(self, reason: str, now_s: float) -> None:
@@ -91,6 +94,14 @@ class Progress:
         """It said hello; `anew`: as a new process."""
         self.gone_at_s, self.said_goodbye = None, False
         self.reborn |= anew
+
+    def ask_again(self, fetch: Fetch, chunk_bytes: int) -> None:
+        """It asks for chunks of its frames; `WireError` once it had each twice, and a window."""
+        allowed = sum(2 * ref.chunks(chunk_bytes) for ref in frames_of(self.assign))
+        if self.repeated >= allowed + MAX_CHUNKS_PER_FETCH:
+            raise WireError("greedy-fetch", f"asked for {self.repeated} chunks in this round")
+        asked = sum(want.count for want in fetch.wants)
+        self.repeated += max(0, min(asked, MAX_CHUNKS_PER_FETCH))
 
     def begin_download(self, report: Report, chunk_bytes: int) -> None:
         """The device reported: its update is to be fetched."""

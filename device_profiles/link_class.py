@@ -1,8 +1,9 @@
 """Classes of links: what bytes cost on them, in seconds and joules, from published figures.
 
 The energy is the radio's (or the wire's) alone, while it sends or receives at the rate given here:
-no joining, no signalling, no waiting for the network, no board. So it is the least that the bytes
-cost, good to compare rounds with each other. The rates are the best that a class reaches.
+no joining, no signalling, no waiting for the network, no board. The time is that of the bytes alone
+too, without latency. So both are the least that the bytes cost, good to compare rounds with each
+other. The rates are the best that a class reaches.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Figure:
 class LinkClass:
     """A kind of link, as a device sees it.
 
-    Rates in bit/s, powers in W while bytes move, `latency_s` from sending to arrival. `duty_cycle`
-    is the share of the time that one may send.
+    Rates in bit/s, powers in W while bytes move. `duty_cycle` is the share of the time that one may
+    send.
     """
 
     name: str
@@ -35,7 +36,6 @@ class LinkClass:
     down_rate: Figure
     up_power: Figure
     down_power: Figure
-    latency_s: Figure | None = None
     duty_cycle: Figure | None = None
 
     @property
@@ -46,7 +46,6 @@ class LinkClass:
             "down, bit/s": self.down_rate,
             "sending, W": self.up_power,
             "receiving, W": self.down_power,
-            "latency, s": self.latency_s,
             "duty cycle": self.duty_cycle,
         }
         return {name: figure for name, figure in known.items() if figure is not None}
@@ -82,7 +81,6 @@ _LTE_M = "Cat-M1, half duplex, with scheduling delays: 300 kbit/s down, 375 kbit
 (rfwireless-world.com, LTE-M device categories)"
 _NB_IOT = "Cat-NB1: about 26 kbit/s down, 62 kbit/s up at most (haltian.com, NB1 vs. NB2; \
 blog.mbedded.ninja, Cellular). A field test saw 264 bit/s (Strathclyde 2021)"
-_LATENCY = "blog.mbedded.ninja, Cellular Communication Protocols: {}"
 _LORA = "EU868 DR5 (SF7, 125 kHz): 5470 bit/s (LoRaWAN Regional Parameters; RAK docs), \
 before LoRaWAN's 13 bytes a frame of at most 222"
 _LORA_POWER = "Microchip SAM R34 (SX1276 inside), 7.4.1 Current Consumption, 868 MHz, 3.3 V: {}"
@@ -123,7 +121,6 @@ LINKS: Mapping[str, LinkClass] = MappingProxyType(
                     "300 kbit/s; no figure for receiving was found",
                     True,
                 ),
-                latency_s=Figure(0.015, _LATENCY.format("10 to 15 ms")),
             ),
             LinkClass(
                 name="nb-iot",
@@ -142,7 +139,6 @@ LINKS: Mapping[str, LinkClass] = MappingProxyType(
                     "the time sending, a third receiving, 3.7 V; taken for receiving",
                     True,
                 ),
-                latency_s=Figure(10.0, _LATENCY.format("1.6 to 10 s")),
             ),
             LinkClass(
                 name="lora",
@@ -151,9 +147,6 @@ LINKS: Mapping[str, LinkClass] = MappingProxyType(
                 down_rate=Figure(5470, "as up: an answer comes at the same data rate"),
                 up_power=Figure(0.137, _LORA_POWER.format("sending at 15 dBm 41.5 mA")),
                 down_power=Figure(0.042, _LORA_POWER.format("receiving 12.7 mA")),
-                latency_s=Figure(
-                    1.0, "RECEIVE_DELAY1: an answer comes 1 s later (LoRaWAN Regional Parameters)"
-                ),
                 duty_cycle=Figure(
                     0.01,
                     "under 1 % on the default channels (LoRaWAN Regional Parameters 1.0.3, table "

@@ -45,7 +45,6 @@ from edge_runtime.workbench import Workbench
 log = logging.getLogger("flexmoe.device")
 
 POLL_S = 0.5
-LONG_WAIT_S = 60.0  # for a first session: what moved meanwhile is none of its bytes
 
 
 class Stopped(Exception):
@@ -64,6 +63,7 @@ class _Finished:
     report: Report
     update: bytes
     at_s: float
+    greeted: int  # how many hellos were said before it was reported
 
 
 @dataclass
@@ -74,6 +74,8 @@ class _Session:
     welcome: Welcome | None = None
     next_work: Assign | None = None
     doing: Assign | None = None
+    latest: tuple[int, int] = (0, 0)  # round and attempt of the last work that was taken
+    called: bool = False  # since then the server called the roll, or said welcome
     finished: _Finished | None = None
     upload_s: float = 0.0
 
@@ -104,7 +106,7 @@ class Agent:
         self._greeting = Greeting(
             mailbox, shard, trainer.name, contents, link_class, memory_limit_bytes, clock
         )
-        self._clock, self._began_s = clock, clock()
+        self._clock = clock
         self._telemetry = Telemetry()
         self._session = _Session()
         self._supply: Supply | None = None
@@ -115,7 +117,7 @@ class Agent:
             while True:
                 self._do(self._next_work())
         except Stopped as stopped:
-            self._mailbox.send(Account(self._session.name, self._mailbox.account()))
+            self._mailbox.send(Account(self._session.name, self._greeting.account.tell()))
             return str(stopped)
 
     def leave(self, reason: str) -> None:
@@ -133,7 +135,8 @@ class Agent:
     def _do(self, work: Assign) -> None:
         done = self._session.finished
         if done is not None and same_task(done.assign, work):
-            self._mailbox.send(done.report)  # the server asks again for what it lost
+            if self._greeting.said != done.greeted:  # a hello that crossed the report is no loss
+                self._mailbox.send(done.report)
             return
         session = self._session
         session.finished, session.doing = None, work
@@ -145,6 +148,7 @@ class Agent:
         except Refused:
             raise
         except (FlexmoeError, MemoryError) as error:
+            session.finished = None  # its report may be what cannot be sent
             log.error("round %d: %s", work.round, error)
             needed = error.needed_bytes if isinstance(error, TooLarge) else 0
             why = str(error) or "the device ran out of memory"
@@ -195,11 +199,11 @@ class Agent:
             },
             update=ref,
             sections=[size_bytes for _, size_bytes in update.sections],
-            account=self._mailbox.account(),
+            account=self._greeting.account.tell(),
             dropped=self._contents.tell_dropped(part.digest for _, part in contents_of(work)),
         )
         log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
-        return _Finished(work, report, update.data, self._clock())
+        return _Finished(work, report, update.data, self._clock(), self._greeting.said)
 
     def _get(self, supply: Supply, work: Assign) -> None:
         """Ask for what is not here, a window of chunks at a time, until all is."""
@@ -240,10 +244,11 @@ class Agent:
         match message:
             case Rollcall(session):
                 self._enter(session)
+                self._session.called = True
                 self._greeting.repeat()
             case Welcome(session) if self._answers(session):
                 self._enter(session)
-                self._session.welcome = message
+                self._session.welcome, self._session.called = message, True
                 self._mailbox.chunk_bytes = message.chunk_bytes
                 self._greeting.answered()
             case Reject(session, reason) if self._answers(session):
@@ -252,18 +257,13 @@ class Agent:
                 raise Stopped(reason)
             case Assign(session=session) if session == self._session.name:
                 self._take_work(message)
-            case Fetch():
-                finished = self._session.finished
-                if finished is not None:
-                    self._serve(message, finished)
+            case Fetch() if (done := self._session.finished) is not None:
+                self._serve(message, done)
             case Chunk() if self._supply is not None:
                 self._supply.accept(message)
-            case Received():
-                finished = self._session.finished
-                if finished is not None and same_work(message, finished.assign):
-                    self._session.upload_s = self._clock() - finished.at_s
-                    self._session.finished = None
-                    self._residuals.received()
+            case Received() if (done := self._session.finished) and same_work(message, done.assign):
+                self._session.upload_s = self._clock() - done.at_s
+                self._session.finished = None
             case _:
                 raise WireError("stale", type(message).__name__)
 
@@ -272,9 +272,13 @@ class Agent:
         session = self._session
         if session.welcome is None:
             raise WireError("stale", "work for a device that was not welcomed")
-        if session.doing is None or not same_task(work, session.doing):
-            session.next_work = work
-        elif self._supply is not None:
+        place = work.round, work.attempt
+        if place < session.latest and not session.called:  # a resumed server may go back
+            raise WireError("stale", f"round {work.round}, attempt {work.attempt} is over")
+        session.latest, session.called = place, False
+        same = session.doing is not None and same_task(work, session.doing)
+        session.next_work = None if same else work
+        if same and self._supply is not None:
             self._supply.replan(work, session.welcome)
 
     def _serve(self, fetch: Fetch, finished: _Finished) -> None:
@@ -290,8 +294,8 @@ class Agent:
 
     def _enter(self, session: str) -> None:
         if session != self._session.name:
-            if self._session.name or self._clock() - self._began_s > LONG_WAIT_S:
-                self._mailbox.account()  # of another session, or of none: not this one's
+            if self._session.name:
+                self._greeting.account.forget()
             self._session = _Session(session)
             self._local_gate.enter(session)
             self._residuals.enter(session)

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.blob import digest
-from edge_runtime.codec import decode
+from edge_runtime.codec import open_coded
+from edge_runtime.codecs.flat import not_finite
+from edge_runtime.codecs.pieces import spread
 from edge_runtime.compression import COMPRESSORS, compress, decompress
 from edge_runtime.errors import WireError
 from edge_runtime.messages import MAX_BLOB_BYTES, Artifact
-from edge_runtime.tensor_blob import pack_tensors
+from edge_runtime.tensor_blob import NewBlob
 
 
 def build_part(
@@ -30,22 +32,41 @@ def build_part(
 ) -> bytes:
     """The content that `frames` lead to, in its raw form (`tensor_blob.py`).
 
-    Frames are drawn one by one and not held, to save their memory. `base`: the tensors of
-    `artifact.base`; None if it is empty: then the first frame is whole. `max_bytes`: of the
-    tensors; more is refused before it is allocated. `WireError` for frames that cannot be applied,
-    or lead elsewhere.
+    Frames are drawn one by one and not held, and their values are written straight to where they
+    stay, to save memory. `base`: the tensors of `artifact.base`; None if it is empty: then the
+    first frame is whole. `max_bytes`: of the tensors; more is refused before it is allocated.
+    `WireError` for frames that cannot be applied, or lead elsewhere.
     """
     rest = iter(frames)
-    tensors = dict(decode(next(rest, b""), None, max_bytes) if base is None else base)
-    shapes = {name: value.shape for name, value in tensors.items()}
-    for deltas in map(lambda frame: decode(frame, shapes, max_bytes), rest):
-        for name, delta in deltas.items():
-            with np.errstate(over="ignore"):
-                tensors[name] = tensors[name] + delta
+    blob = _whole(next(rest, b""), max_bytes) if base is None else _copy(base)
+    for frame in rest:
+        _add(frame, blob, max_bytes)
+    return _checked(artifact, blob.finish())
+
+
+def _whole(frame: bytes, max_bytes: int) -> NewBlob:
+    coded = open_coded(frame, None, max_bytes)
+    blob = NewBlob(coded.shapes)
+    for _, place, values in spread(coded.pieces(), blob.tensors):
+        place[:] = values
+    return blob
+
+
+def _copy(tensors: Mapping[str, NDArray[np.float32]]) -> NewBlob:
+    blob = NewBlob({name: value.shape for name, value in tensors.items()})
     for name, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise WireError("not-finite", f"{name!r} holds NaN or infinity")
-    return _checked(artifact, pack_tensors(tensors))
+        blob.tensors[name][...] = value
+    return blob
+
+
+def _add(frame: bytes, blob: NewBlob, max_bytes: int) -> None:
+    shapes = {name: value.shape for name, value in blob.tensors.items()}
+    coded = open_coded(frame, shapes, max_bytes)
+    for name, place, values in spread(coded.pieces(), blob.tensors):
+        with np.errstate(over="ignore", invalid="ignore"):
+            place += values
+        if not np.isfinite(place).all():
+            raise not_finite(name)
 
 
 def pack_program(program: bytes, compressor: str = "") -> bytes:
@@ -77,7 +98,7 @@ def build_program(
     if frame[0] == 0:
         return _checked(artifact, frame[1:])
     name = COMPRESSORS[frame[0] - 1]
-    return _checked(artifact, decompress(frame[1:], name, max_bytes))
+    return _checked(artifact, decompress(memoryview(frame)[1:], name, max_bytes))
 
 
 def _checked(artifact: Artifact, content: bytes) -> bytes:

@@ -202,11 +202,13 @@ def run_device(arguments: Sequence[str]) -> int:
     from edge_runtime.mailbox import DeviceMailbox
     from edge_runtime.messages import LAST_WILL, Gone, pack
     from edge_runtime.mqtt import MqttLink
+    from edge_runtime.partial_files import PartialFiles
     from edge_runtime.program_cache import ProgramCache, default_folder
     from edge_runtime.residual import Residuals
     from edge_runtime.shard import Shard
-    from edge_runtime.topics import bad_name, up_topic, valid_name
+    from edge_runtime.topics import bad_name, device_id, up_topic, valid_name
     from edge_runtime.trainers import make_trainer
+    from edge_runtime.unfinished import Unfinished
 
     host, port = parse_address(options.broker)
     names = {"device": options.id, "federation": options.federation, "link": options.link or "-"}
@@ -217,13 +219,14 @@ def run_device(arguments: Sequence[str]) -> int:
     folder = options.cache or default_folder(options.federation, options.id)
     programs = None if options.no_cache else ProgramCache(folder)
     shelf_bytes = options.shelf_mib * 1024 * 1024
-    contents = Contents(BlobShelf(shelf_bytes), programs)
+    partials = None if options.no_cache else PartialFiles(folder / "partial", shelf_bytes)
+    contents = Contents(BlobShelf(shelf_bytes), programs, Unfinished(partials))
     trainer = make_trainer(options.trainer, options.threads)
     memory = options.memory_mib * 1024 * 1024 if options.memory_mib else None
     link = MqttLink(
         host,
         port,
-        client_id=f"flexmoe-{options.federation}-{options.id}",
+        client_id=device_id(options.federation, options.id),
         will=(up_topic(options.federation, options.id), pack(Gone(LAST_WILL))),
     )
     try:
@@ -243,7 +246,7 @@ def run_device(arguments: Sequence[str]) -> int:
 
 
 def _own_file(options: argparse.Namespace, what: str) -> Path | None:
-    return options.state / f"{options.id}.{what}" if options.state else None
+    return options.state / options.federation / f"{options.id}.{what}" if options.state else None
 
 
 def bench_parser() -> argparse.ArgumentParser:

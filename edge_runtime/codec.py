@@ -27,23 +27,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.codecs.coded import Coded
 from edge_runtime.codecs.contract import Codec
 from edge_runtime.codecs.flat import total
 from edge_runtime.codecs.registry import builtin, make, names, number, plugin
 from edge_runtime.codecs.varint import pack_varint, unpack_varint
-from edge_runtime.compression import COMPRESSORS, compress, decompress, own_compressors
+from edge_runtime.compression import COMPRESSORS, compress, own_compressors
 from edge_runtime.errors import ConfigError, WireError
 from edge_runtime.tensor_blob import Shapes, Tensors, pack_shapes, unpack_shapes
 
 __all__ = [
     "PRESETS",
     "Codec",
+    "Coded",
     "Coding",
     "Preset",
     "decode",
     "encode",
     "known_codecs",
     "needs",
+    "open_coded",
     "parse_coding",
     "resolve",
 ]
@@ -55,8 +58,6 @@ _VERSION = 1
 _DESCRIBED = 4
 _SPEC = re.compile(r"([a-z][\w.-]*)(?:\(([\w., =:/-]*)\))?(?:\+(zip|zlib|zstd))?", re.A | re.I)
 _MOST_SPEC_BYTES = 64
-# A body may be longer than the values that it stands for only by what codecs put before them.
-_SLACK_BYTES = 1024
 
 
 class Preset(NamedTuple):
@@ -154,6 +155,11 @@ def decode(data: bytes, shapes: Shapes | None, max_bytes: int) -> Tensors:
     `shapes`: of the tensors; None: the blob must be described. `max_bytes`: of the tensors as
     float32, and of a body once decompressed; more is refused before it is allocated.
     """
+    return open_coded(data, shapes, max_bytes).tensors()
+
+
+def open_coded(data: bytes, shapes: Shapes | None, max_bytes: int) -> Coded:
+    """A coded blob whose header was read: `decode` for whoever has a place for the values."""
     if len(data) < 2:
         raise WireError("bad-blob", f"{len(data)} bytes are too few")
     version, flags = data[0] >> 4, data[0] & 15
@@ -169,14 +175,8 @@ def decode(data: bytes, shapes: Shapes | None, max_bytes: int) -> Tensors:
         raise WireError("bad-blob", "the blob does not describe its tensors")
     if 4 * total(shapes) > max_bytes:
         raise WireError("oversized", f"{total(shapes)} values; at most {max_bytes} bytes allowed")
-    body = bytes(data[start:])
-    if flags & 3:
-        body = decompress(body, COMPRESSORS[(flags & 3) - 1], max_bytes + _SLACK_BYTES)
-    tensors = codec.decode(body, shapes)
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise WireError("not-finite", f"{name!r} has values that are not finite")
-    return tensors
+    compressor = COMPRESSORS[(flags & 3) - 1] if flags & 3 else ""
+    return Coded(codec, shapes, memoryview(data)[start:], compressor, max_bytes)
 
 
 def _best(compressors: Collection[str]) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 from edge_runtime.blob import BlobShelf
+from edge_runtime.errors import FlexmoeError
 from edge_runtime.messages import MAX_HELD
 from edge_runtime.program_cache import ProgramCache
+from edge_runtime.unfinished import Unfinished
 
 PROGRAM = "program"
 
@@ -19,7 +21,13 @@ class Contents:
     used the longest time ago leaves.
     """
 
-    def __init__(self, shelf: BlobShelf, programs: ProgramCache | None = None) -> None:
+    def __init__(
+        self,
+        shelf: BlobShelf,
+        programs: ProgramCache | None = None,
+        unfinished: Unfinished | None = None,
+    ) -> None:
+        self.unfinished = unfinished or Unfinished()  # of contents that are still to come
         self._shelf = shelf
         self._programs = programs
         self._versions: dict[str, bytes] = {}  # digests by kind
@@ -50,8 +58,15 @@ class Contents:
 
         `FlexmoeError` if memory has no room for it.
         """
-        self.use(kind, name)
-        self._shelf.put(data)
+        before = self._versions.get(kind)
+        self.use(kind, name)  # first: what it replaces makes room
+        try:
+            self._shelf.put(data)
+        except FlexmoeError:
+            self._versions.pop(kind, None)
+            if before is not None:
+                self._told.add(before)  # it is gone, and nothing took its place
+            raise
         if kind == PROGRAM and self._programs is not None:
             self._programs.put(name, data)
 

@@ -12,10 +12,12 @@ from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import Hello
+from edge_runtime.own_account import OwnAccount
 from edge_runtime.shard import Shard
 from edge_runtime.telemetry import usable_memory_bytes
 
 HELLO_EVERY_S = 3.0
+HELLO_MOST_S = 60.0
 
 
 class Refused(FlexmoeError):
@@ -47,26 +49,34 @@ class Greeting:
         self._memory_limit_bytes = memory_limit_bytes
         self._memory_available_bytes: int | None = None  # as told to the server
         self._clock = clock
+        self.said = 0  # hellos in all
+        self.account = OwnAccount(mailbox)
         self._answered_on = 0  # the connection whose hello the server last answered
         self._said_on = 0  # the connection on which the last hello was said, and when
-        self._said_at_s = -HELLO_EVERY_S
+        self._said_at_s = -HELLO_MOST_S
+        self._wait_s = HELLO_EVERY_S  # until the next hello, if there is no answer
 
     def say(self, session: str) -> None:
         """Hello, if it is time; `Refused` if another device has this one's name."""
         link, now_s = self._mailbox.link, self._clock()
         if link.contested:
             raise Refused(
-                f"another device with the id {self._mailbox.client!r} is connected to this broker; "
-                "give each device its own --id"
+                f"another device with the id {self._mailbox.client!r} is connected to this broker: "
+                "give each device its own --id; or else the broker refuses what we send: see its log"
             )
         connection = link.connections
-        waits = connection == self._said_on and now_s - self._said_at_s < HELLO_EVERY_S
-        if connection == self._answered_on or waits:
+        again = connection == self._said_on
+        if connection == self._answered_on or (again and now_s - self._said_at_s < self._wait_s):
             return
+        # A server that is not there yet calls the roll when it comes: no need to ask often.
+        longer_s = min(2 * self._wait_s, HELLO_MOST_S) if again else 0.0
+        self._wait_s = max(HELLO_EVERY_S, longer_s)
         self._said_on, self._said_at_s = connection, now_s
+        self.said += 1
         if self._memory_available_bytes is None:
             # Measured once: later, the device's own program would count against it.
             self._memory_available_bytes = usable_memory_bytes(self._memory_limit_bytes)
+        self.account.hello()
         self._mailbox.send(
             Hello(
                 session=session,
@@ -87,8 +97,7 @@ class Greeting:
 
     def repeat(self) -> None:
         """The server calls the roll: hello is due at once."""
-        self._answered_on = 0
-        self._said_at_s = -HELLO_EVERY_S
+        self._answered_on, self._wait_s = 0, 0.0
 
     def answered(self) -> None:
         """The server answered the last hello.
@@ -96,6 +105,7 @@ class Greeting:
         That of an earlier connection says nothing about this one: then hello is due again.
         """
         self._answered_on = self._said_on
+        self.account.answered()
 
     @property
     def waits(self) -> bool:

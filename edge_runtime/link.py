@@ -32,7 +32,7 @@ class Link(Protocol):
         What is published on them is received from when the broker has it on, and what it retains
         on them comes at once, also for a topic listened to already. While there is no connection
         they are only remembered: they are asked for, with all others, on every new one. A topic
-        that the broker refuses stays silent.
+        that the broker refuses stays silent, and is named by `refused`.
         """
 
     def unlisten(self, topics: Sequence[str]) -> None:
@@ -87,6 +87,10 @@ class Link(Protocol):
     @property
     def contested(self) -> bool:
         """True once the broker has repeatedly ended connections right after their start."""
+
+    @property
+    def refused(self) -> str:
+        """A topic given to `listen` that the broker refused on this connection, or nothing."""
 
     @property
     def overflowed(self) -> int:

@@ -14,14 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from edge_runtime.errors import ConfigError, WireError
 from edge_runtime.kinds import MESSAGE_KIND, UpdateKinds
-from edge_runtime.ledger import (
-    EVERYONE,
-    NOBODY,
-    Direction,
-    Ledger,
-    LedgerRow,
-    to_moved,
-)
+from edge_runtime.ledger import EVERYONE, NOBODY, Direction, Ledger, LedgerRow, to_moved
 from edge_runtime.link import Link
 from edge_runtime.messages import (
     CHUNK_BYTES,
@@ -54,6 +47,7 @@ TO_ALL = (Rollcall, Stop)
 
 UNKNOWN = "(unknown)"  # no client can be called so
 MAX_CLIENTS = 16_384
+MAX_DROPS_A_CALL = 256  # so that a flood keeps nobody from what else there is to do
 
 
 class _Mailbox(ABC):
@@ -83,7 +77,9 @@ class _Mailbox(ABC):
     def _take(self, timeout_s: float) -> tuple[str, Message] | None:
         """The next good message and its client, within `timeout_s`; bad ones are dropped."""
         deadline = time.monotonic() + timeout_s
-        while (packet := self.link.receive(deadline - time.monotonic())) is not None:
+        for _ in range(MAX_DROPS_A_CALL):
+            if (packet := self.link.receive(deadline - time.monotonic())) is None:
+                break
             client, shares = "", list[tuple[str, int]]()
             self._taken = packet
             try:
@@ -156,6 +152,7 @@ class DeviceMailbox(_Mailbox):
             all_topic(federation): TO_ALL,
         }
         self._blobs: dict[str, tuple[bytes, int, str]] = {}  # digest, index, kind by topic
+        self._former_blobs: dict[str, tuple[bytes, int, str]] = {}  # of the work before
         for topic in self._allowed:
             link.subscribe(topic)
 
@@ -186,8 +183,8 @@ class DeviceMailbox(_Mailbox):
         self.link.unlisten([blob_topic(self.federation, digest, index) for index in indexes])
 
     def forget_blobs(self) -> None:
-        """Chunks that still come are of no blob that is known."""
-        self._blobs.clear()
+        """There is new work: chunks that still come of the last one are booked by their kinds."""
+        self._former_blobs, self._blobs = self._blobs, {}
 
     def learn(self, update: BlobRef, sections: Sequence[tuple[str, int]]) -> None:
         """Book the chunks of this update by its sections: kinds and sizes; else `WireError`."""
@@ -200,7 +197,7 @@ class DeviceMailbox(_Mailbox):
         return to_moved(self.ledger.cut())
 
     def _read(self, packet: Packet, client: str) -> tuple[Message, list[tuple[str, int]]]:
-        blob = self._blobs.get(packet.topic)
+        blob = self._blobs.get(packet.topic) or self._former_blobs.get(packet.topic)
         if blob is None:
             return super()._read(packet, client)
         if not packet.payload:  # booked as the server books it
@@ -209,7 +206,7 @@ class DeviceMailbox(_Mailbox):
         return Chunk(digest, index, packet.payload), [(kind, len(packet.payload))]
 
     def _sender(self, topic: str) -> tuple[str, tuple[type, ...]]:
-        if topic in self._blobs:
+        if topic in self._blobs or topic in self._former_blobs:
             return self.client, (Chunk,)
         if topic not in self._allowed:
             raise WireError("topic", topic)

@@ -15,11 +15,13 @@ from edge_runtime.packet import Packet, outgoing
 class MemoryBroker:
     """Routes packets between the `MemoryLink`s of one process. Thread-safe."""
 
-    def __init__(self, retains: bool = True) -> None:
-        """Without `retains` it passes on what is to be retained, and keeps nothing."""
+    def __init__(self, retains: bool = True, refuses: str = "") -> None:
+        """Without `retains` it passes on what is to be retained, and keeps nothing. It refuses to
+        let anyone listen to topics of the filter `refuses`."""
         self.lock = threading.RLock()
         self._links: dict[str, MemoryLink] = {}
         self._retains = retains
+        self._refuses = refuses
         self._retained: dict[str, Packet] = {}
 
     def attach(self, link: MemoryLink) -> None:
@@ -53,6 +55,10 @@ class MemoryBroker:
             return [
                 packet for topic, packet in self._retained.items() if topic_matches(pattern, topic)
             ]
+
+    def refuses(self, topic: str) -> bool:
+        """Whether nobody may listen to `topic`."""
+        return topic_matches(self._refuses, topic)
 
     def restart(self) -> None:
         """Lose all connections and forget what is retained; nobody's last will is published."""
@@ -101,6 +107,13 @@ class MemoryLink:
     @property
     def oversized(self) -> int:
         return self._inbox.oversized
+
+    @property
+    def refused(self) -> str:
+        with self._broker.lock:
+            if not self.connected:
+                return ""
+            return next((topic for topic in self._listened if self._broker.refuses(topic)), "")
 
     def subscribe(self, pattern: str) -> None:
         with self._broker.lock:
@@ -169,13 +182,14 @@ class MemoryLink:
 
     def offer(self, packet: Packet) -> None:
         """Called by the broker: take the packet if it is on a topic subscribed to."""
-        if packet.topic in self._listened or any(
-            topic_matches(pattern, packet.topic) for pattern in self._patterns
-        ):
+        listened = packet.topic in self._listened and not self._broker.refuses(packet.topic)
+        if listened or any(topic_matches(pattern, packet.topic) for pattern in self._patterns):
             self._take(packet)
 
     def _take_retained(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
+            if self._broker.refuses(pattern):
+                continue
             for packet in self._broker.retained(pattern):
                 self._take(packet)
 

@@ -105,7 +105,8 @@ class Assign:
     """One round's work for one device.
 
     `attempt` counts from 1: a round may begin again with fewer experts, and then what answers an
-    earlier attempt is stale. `experts` are global ids, in the order of the program's slots;
+    earlier attempt is stale. `counted` is the last round whose update of this device is in the
+    model; 0: none is. `experts` are global ids, in the order of the program's slots;
     `expert_parts` follow it. `gate` has all rows. With `local_gate` the gate never leaves the
     device: `gate` is only where it starts from. `batch` is a step's, the program's may be a part of
     it. `optimizer` and the numbers below it: see `edge_runtime.trainer.Rates`. `codec` is what the
@@ -115,6 +116,7 @@ class Assign:
     session: str
     round: int
     attempt: int
+    counted: int
     experts: list[int]
     training_program: Artifact
     evaluation_program: Artifact

@@ -102,6 +102,10 @@ class MqttLink:
         return self._contest.found
 
     @property
+    def refused(self) -> str:
+        return self._subscriptions.silent
+
+    @property
     def overflowed(self) -> int:
         return self._inbox.overflowed
 

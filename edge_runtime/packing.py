@@ -47,7 +47,8 @@ class Packing:
         self._max_text = max_text
 
     def pack(self, record: Any) -> bytes:
-        """The bytes of a record of one of the types; `WireError` if they are too many.
+        """The bytes of a record of one of the types; `WireError` if they are too many, or a float is
+        not finite.
 
         Text is cut at `max_text`, invalid Unicode becomes ``?``.
         """
@@ -93,6 +94,10 @@ class Packing:
             return [self._plain(getattr(value, name)) for name in self._fields[type(value)]]
         if isinstance(value, list):
             return [self._plain(item) for item in value]
+        if isinstance(value, dict):
+            return {self._plain(key): self._plain(item) for key, item in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WireError("not-finite", "a message cannot carry NaN or infinity")
         return value[: self._max_text] if isinstance(value, str) else value
 
     def _build(self, cls: type, values: Any, where: str) -> Any:

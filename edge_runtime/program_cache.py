@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from pathlib import Path
 
 from edge_runtime.blob import digest
@@ -13,6 +14,7 @@ from edge_runtime.messages import DIGEST_BYTES
 log = logging.getLogger("flexmoe.device")
 
 DEFAULT_BYTES = 64 << 20
+_ABANDONED_S = 86_400.0  # a file that is being written is younger
 
 
 def default_folder(federation: str, client: str) -> Path:
@@ -86,14 +88,18 @@ class ProgramCache:
             self._warn(error)
 
     def _look(self) -> None:
-        """Learn what is in the folder; what a process that ended half-way left is removed."""
+        """Learn what is in the folder; what a process left half-written a day ago goes."""
         found = []
         for path in self._folder.iterdir():
-            if path.suffix == ".part":
-                path.unlink(missing_ok=True)
-            elif (name := _digest_in(path.name)) and path.is_file():
+            name = _digest_in(path.name)
+            if not path.is_file() or not (name or path.suffix == ".part"):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
                 facts = path.stat()
-                found.append((facts.st_mtime_ns, name, facts.st_size))
+                if name:
+                    found.append((facts.st_mtime_ns, name, facts.st_size))
+                elif time.time() - facts.st_mtime > _ABANDONED_S:
+                    path.unlink()
         self._sizes = {name: size_bytes for _, name, size_bytes in sorted(found)}
         self._make_room(0)
 

@@ -19,13 +19,14 @@ from edge_runtime.own_file import OwnFile
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
 Lost = Mapping[str, NDArray[np.float32]]
+_Proposal = tuple[int, dict[str, Lost]]  # a round, and what its update lost by kind
 
 DEFAULT_BYTES = 16 << 20
 _NOTHING: Lost = {}
 
 
 class _Residual(NamedTuple):
-    """Of one kind: the last round that counts, and what was left before and after it."""
+    """Of one kind: the last round of it that counts, and what was left before and after it."""
 
     number: int
     before: Lost
@@ -39,10 +40,10 @@ class _Residual(NamedTuple):
 class Residuals:
     """Residuals of one session; in `path` too, if there is one, to survive a restart.
 
-    They count once the server has received the update that they are of. Of each kind one step back
-    is kept as well: a server that was killed before its checkpoint asks for the last round again,
-    and that must start where it did. At rest they take at most `capacity_bytes`: the kinds that
-    were trained the longest time ago leave.
+    They count once the update that they are of is in the model: only the server knows, and tells
+    with the next work. Of each kind one step back is kept as well, for a server that goes on from
+    an older checkpoint. What counts takes at most `capacity_bytes`: the kinds that were trained
+    the longest time ago leave. What the last update lost is kept beside it.
     """
 
     def __init__(self, path: Path | None = None, capacity_bytes: int = DEFAULT_BYTES) -> None:
@@ -50,7 +51,7 @@ class Residuals:
         self._capacity_bytes = capacity_bytes
         self._session = ""
         self._kept: dict[str, _Residual] = {}
-        self._proposed: tuple[int, dict[str, Lost]] | None = None
+        self._proposed: _Proposal | None = None
 
     @property
     def used_bytes(self) -> int:
@@ -60,33 +61,37 @@ class Residuals:
     def enter(self, session: str) -> None:
         """Go on with what is kept of `session`, or begin with nothing."""
         if session != self._session:
-            self._session, self._proposed = session, None
-            self._kept = self._file.load(session, _unpack) or {}
+            self._session = session
+            self._kept, self._proposed = self._file.load(session, _unpack) or ({}, None)
 
-    def of(self, kind: str, number: int) -> Lost:
-        """What round `number` has to add to its update of `kind`; empty if there is nothing.
+    def settle(self, counted: int) -> None:
+        """The last update of this device that is in the model is that of round `counted`.
+
+        So what was proposed for that round counts from now on, and for any other never will.
+        """
+        for kind, kept in list(self._kept.items()):
+            if kept.number > counted:
+                self._kept[kind] = _Residual(counted, _NOTHING, kept.before)
+        proposed, self._proposed = self._proposed, None
+        if proposed is not None and proposed[0] == counted:
+            for kind, after in proposed[1].items():
+                self._kept[kind] = _Residual(counted, self.of(kind), after)
+            self._shrink()
+
+    def of(self, kind: str) -> Lost:
+        """What the next update of `kind` has to add; empty if there is nothing.
 
         However long ago it was lost, it counts in full: here is the one place to change that.
         """
         kept = self._kept.get(kind)
-        if kept is None:
-            return _NOTHING
-        return kept.after if kept.number < number else kept.before
+        return _NOTHING if kept is None else kept.after
 
     def propose(self, number: int, lost: Mapping[str, Lost]) -> None:
-        """Round `number` lost this, by kind: it counts when `received` is called."""
+        """Round `number` lost this, by kind: `settle` says whether it counts."""
         self._proposed = (number, dict(lost))
-
-    def received(self) -> None:
-        """The server has the update whose losses were proposed last."""
-        if self._proposed is None:
-            return
-        (number, lost), self._proposed = self._proposed, None
-        for kind, after in lost.items():
-            self._kept[kind] = _Residual(number, self.of(kind, number), after)
-        self._shrink()
-        if lost:
-            self._file.save(self._session, _pack(self._kept))
+        if lost or self._kept:
+            # Before the update is on its way: a restarted device must know it.
+            self._file.save(self._session, _pack(self._kept, self._proposed))
 
     def _shrink(self) -> None:
         used_bytes = self.used_bytes
@@ -96,15 +101,21 @@ class Residuals:
             used_bytes -= self._kept.pop(kind).size_bytes
 
 
-def _pack(kept: Mapping[str, _Residual]) -> list[list[object]]:
-    return [
-        [kind, item.number, pack_tensors(item.before), pack_tensors(item.after)]
-        for kind, item in kept.items()
-    ]
-
-
-def _unpack(packed: Any) -> dict[str, _Residual]:
+def _pack(kept: Mapping[str, _Residual], proposed: _Proposal) -> dict[str, object]:
+    number, lost = proposed
     return {
-        str(kind): _Residual(int(number), unpack_tensors(before), unpack_tensors(after))
-        for kind, number, before, after in packed
+        "kept": [
+            [kind, item.number, pack_tensors(item.before), pack_tensors(item.after)]
+            for kind, item in kept.items()
+        ],
+        "proposed": [number, [[kind, pack_tensors(after)] for kind, after in lost.items()]],
     }
+
+
+def _unpack(packed: Any) -> tuple[dict[str, _Residual], _Proposal | None]:
+    kept = {
+        str(kind): _Residual(int(number), unpack_tensors(before), unpack_tensors(after))
+        for kind, number, before, after in packed["kept"]
+    }
+    number, lost = packed["proposed"]
+    return kept, (int(number), {str(kind): unpack_tensors(after) for kind, after in lost})

@@ -17,6 +17,7 @@ class Subscriptions:
         self._topics: dict[str, None] = {}  # a set in the order of asking
         self._granted: set[str] = set()
         self._refused: set[str] = set()
+        self._silent: set[str] = set()  # topics that the broker refused on this connection
         self._asked: dict[int, list[str]] = {}  # by the id of their SUBSCRIBE
 
     def add(self, pattern: str) -> None:
@@ -36,6 +37,7 @@ class Subscriptions:
         """The link has enough of `topics`."""
         for topic in topics:
             self._topics.pop(topic, None)
+            self._silent.discard(topic)
 
     def all(self) -> list[str]:
         """What to ask for on a new connection, what is needed first."""
@@ -50,10 +52,13 @@ class Subscriptions:
         for name, good in zip(self._asked.pop(packet_id, []), granted, strict=False):
             if name in self._patterns:
                 (self._granted if good else self._refused).add(name)
+            elif name in self._topics and not good:
+                self._silent.add(name)
 
     def lost(self) -> None:
         """The connection has ended, and with it what the broker granted."""
         self._granted.clear()
+        self._silent.clear()
         self._asked.clear()
 
     def is_granted(self, pattern: str) -> bool:
@@ -63,6 +68,11 @@ class Subscriptions:
     def is_refused(self, pattern: str) -> bool:
         """Whether the broker said no since the pattern was added."""
         return pattern in self._refused
+
+    @property
+    def silent(self) -> str:
+        """A topic that is listened to and that the broker refused, or nothing."""
+        return min(self._silent.copy(), default="")
 
     @property
     def in_place(self) -> bool:

@@ -1,21 +1,21 @@
 """`Supply`: how a device comes to the contents that a round's work builds on.
 
-What it lacks travels as frames, in chunks that the broker retains: it listens to a window of them
-at a time. What does not come it asks the server for. Frames are applied as soon as they are there,
-and gone then. If the work builds on a content that is not here any more, the device says what it
-holds, and the server plans anew.
+What it lacks travels as frames (`downlink.py`). Frames are applied as soon as they are there, and
+gone then; what has come of frames when the work ends early is there for the next. If the work
+builds on a content that is not here any more, the device says what it holds, and the server plans
+anew.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from edge_runtime.artifact import build_part, build_program
 from edge_runtime.contents import PROGRAM, Contents
+from edge_runtime.downlink import Downlink, listed
 from edge_runtime.errors import FlexmoeError, WireError
 from edge_runtime.mailbox import DeviceMailbox
 from edge_runtime.messages import (
@@ -23,22 +23,16 @@ from edge_runtime.messages import (
     Artifact,
     Assign,
     Chunk,
-    Fetch,
     Holding,
     Welcome,
 )
 from edge_runtime.tensor_blob import unpack_tensors
 from edge_runtime.trainer import in_mib
-from edge_runtime.transfer import Download
 from edge_runtime.work import contents_of
 
 log = logging.getLogger("flexmoe.device")
 
 MAX_HOLDINGS = 3
-STALLED_S = 60.0
-SLOWEST_BYTES_S = 1000.0  # a chunk on a link as slow as this is no stall
-# How long a broker may take to begin with what it retains, on a new connection.
-RENEWED_S = 2.0
 
 
 class Supply:
@@ -59,7 +53,6 @@ class Supply:
         self._welcome = welcome
         self._contents = contents
         self._mailbox = mailbox
-        self._clock = clock
         self._most_bytes = min(contents.capacity_bytes, MAX_BLOB_BYTES)  # of one content
         self._held = ExitStack()
         self._work = work
@@ -70,14 +63,7 @@ class Supply:
         self._open: dict[bytes, tuple[str, Artifact]] = {}  # to be built, by digest
         self._lacking: list[str] = []
         self._frames: dict[bytes, bytes] = {}  # those that arrived and were not applied
-        self._download = Download([], welcome.chunk_bytes)
-        self._kinds: dict[bytes, str] = {}  # of the frames to come
-        self._listened: dict[bytes, set[int]] = {}  # chunks that did not come yet, by frame
-        self._connection = mailbox.link.connections
-        self._renewed_s = math.inf  # when the broker should have begun to answer
-        self._quiet_until_s = -math.inf
-        self._asks = not welcome.retained  # whether the server has to be asked for all chunks
-        self._moved_s = clock()  # when something last came
+        self._downlink = Downlink(welcome, mailbox, contents.unfinished, clock)
         mailbox.forget_blobs()
 
     @property
@@ -90,8 +76,9 @@ class Supply:
         if work != self._answered:  # one that crossed our answer says nothing new
             self._next = work
         if welcome != self._welcome:
-            self._welcome, self._asks = welcome, not welcome.retained
-            self._end_download()
+            self._welcome = welcome
+            self._downlink.greet(welcome)
+            self._downlink.begin({})
 
     def ask(self) -> None:
         """Ask for what is wanted now; raises `FlexmoeError` when there is no hope."""
@@ -100,51 +87,27 @@ class Supply:
             self._plan(work)
         if self._failure is not None:
             raise self._failure
-        now_s = self._clock()
-        if not self._mailbox.link.connected:
-            self._moved_s = now_s
-        self._check_progress(now_s)
-        self._look_at_connection(now_s)
-        if now_s < self._quiet_until_s:
-            return
-        fresh, again = self._download.wants(now_s)
-        for want in fresh:
-            indexes = range(want.first, want.first + want.count)
-            self._mailbox.listen(want.digest, self._kinds[want.digest], indexes)
-            self._listened.setdefault(want.digest, set()).update(indexes)
-        if wants := [*again, *(fresh if self._asks else [])]:
-            self._mailbox.send(Fetch(wants))
+        self._downlink.ask(self._lacking)
 
     def next_ask_s(self) -> float:
         """How long until `ask` has to be called again if nothing comes."""
-        now_s = self._clock()
-        if now_s < self._quiet_until_s:
-            return self._quiet_until_s - now_s
-        return max(0.0, min(self._download.next_retry_s(now_s), self._renewed_s - now_s))
+        return self._downlink.next_ask_s()
 
     def accept(self, part: Chunk) -> None:
         """Take in a chunk; `WireError`, to be counted and dropped, if it is of no use."""
-        try:
-            ref = self._download.accept(part, self._clock())
-        except WireError as error:
-            if error.reason == "bad-digest":
-                # What the broker retains may be what is damaged: give the server time to replace
-                # what it is asked for.
-                self._asks, self._quiet_until_s = True, self._clock() + RENEWED_S
-            raise
-        self._moved_s, self._renewed_s = self._clock(), math.inf
-        self._listened.get(part.digest, set()).discard(part.index)
-        # At once: on a new connection the broker sends again what is listened to.
-        self._mailbox.unlisten(part.digest, [part.index])
-        if ref is not None:
+        if (frame := self._downlink.accept(part)) is not None:
+            ref, data = frame
             self.fetched_bytes += ref.size_bytes
-            del self._kinds[ref.digest]
-            self._frames[ref.digest] = self._download.take(ref.digest)
+            self._frames[ref.digest] = data
             self._build_all()
 
     def close(self) -> None:
         """Listen no more, and let contents be evicted again."""
-        self._end_download()
+        self._downlink.end()
+        if self.complete:
+            self._contents.unfinished.keep([])
+        else:
+            self._contents.unfinished.put([], self._frames)
         self._held.close()
 
     # --- the plan ------------------------------------------------------------------------------
@@ -166,8 +129,24 @@ class Supply:
         if self._lacking:
             self._say_holding()
         else:
-            self._begin_download()
+            self._take_whole()
+            if not self._lacking and self._failure is None:
+                self._begin_download()
+
+    def _take_whole(self) -> None:
+        """Use the frames that came whole before, part by part: they need not all be in memory."""
+        unfinished, chunk_bytes = self._contents.unfinished, self._welcome.chunk_bytes
+        parts = [part for _, part in self._open.values()]
+        unfinished.keep({ref.digest for part in parts for ref in part.frames})
+        for part in parts:
+            for ref in part.frames:
+                if ref.digest not in self._frames:
+                    data = unfinished.take_whole(ref, chunk_bytes)
+                    if data is not None:
+                        self._frames[ref.digest] = data
             self._build_all()
+            if self._lacking or self._failure is not None:
+                return
 
     def _has(self, kind: str, name: bytes) -> bool:
         """Whether this content is here; it is the version of `kind` then."""
@@ -177,13 +156,12 @@ class Supply:
         return True
 
     def _say_holding(self) -> None:
-        self._end_download()
+        self._downlink.begin({})
         work = self._answered = self._work
-        self._moved_s = self._clock()
         if self._holdings == MAX_HOLDINGS:
             self._failure = WireError(
                 "missing-content",
-                f"the work builds on {_listed(self._lacking)}, which is not here; the server was "
+                f"the work builds on {listed(self._lacking)}, which is not here; the server was "
                 f"told {MAX_HOLDINGS} times what is",
             )
             return
@@ -196,52 +174,21 @@ class Supply:
     def _begin_download(self) -> None:
         """Fetch the frames that are not here; the download that is under way goes on if it can."""
         refs = {
-            ref.digest: (kind, ref)
+            ref: kind
             for kind, part in self._open.values()
             for ref in part.frames
             if ref.digest not in self._frames
         }
-        if refs.keys() == self._kinds.keys():
+        if {ref.digest for ref in refs} == self._downlink.kinds.keys():
             return
-        size_bytes = sum(ref.size_bytes for _, ref in refs.values())
+        size_bytes = sum(ref.size_bytes for ref in refs)
         if size_bytes > self._contents.capacity_bytes:
             raise FlexmoeError(
                 f"the round's frames have {in_mib(size_bytes)}, the shelf holds "
                 f"{in_mib(self._contents.capacity_bytes)}; enlarge it (--shelf-mib) or assign "
                 "fewer experts"
             )
-        self._end_download()
-        self._kinds = {name: kind for name, (kind, _) in refs.items()}
-        self._download = Download([ref for _, ref in refs.values()], self._welcome.chunk_bytes)
-
-    def _end_download(self) -> None:
-        for name, indexes in self._listened.items():
-            if indexes:
-                self._mailbox.unlisten(name, indexes)
-        self._listened = {}
-        self._download, self._kinds = Download([], self._welcome.chunk_bytes), {}
-
-    def _check_progress(self, now_s: float) -> None:
-        if (damaged := self._download.failed) is not None:
-            kind = self._kinds[damaged.digest]
-            raise WireError("bad-digest", f"a frame of {kind} arrives damaged")
-        limit_s = STALLED_S + self._welcome.chunk_bytes / SLOWEST_BYTES_S
-        if now_s - self._moved_s < limit_s:
-            return
-        kinds = list(dict.fromkeys([*self._lacking, *self._kinds.values()]))
-        size_bytes = self._download.missing_bytes
-        what = f"{in_mib(size_bytes)} of {_listed(kinds)}" if size_bytes else _listed(kinds)
-        raise WireError("stalled", f"nothing came for {limit_s:.0f} s; missing {what}")
-
-    def _look_at_connection(self, now_s: float) -> None:
-        """After a reconnect the broker answers from what it retains, or it has forgotten that."""
-        connection = self._mailbox.link.connections
-        if connection != self._connection:
-            self._connection = connection
-            self._renewed_s = now_s if self._asks else now_s + RENEWED_S
-        if now_s >= self._renewed_s:
-            self._renewed_s, self._asks = math.inf, True
-            self._download.forget_asked()
+        self._downlink.begin(refs)
 
     # --- building ------------------------------------------------------------------------------
 
@@ -284,9 +231,3 @@ class Supply:
         self._contents.drop(part.base)
         self._lacking = [kind]
         self._say_holding()
-
-
-def _listed(kinds: list[str]) -> str:
-    """Such as ``backbone, gate, expert:3 and 4 more``."""
-    more = f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
-    return ", ".join(kinds[:3]) + more

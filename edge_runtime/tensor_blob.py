@@ -14,6 +14,7 @@ bytes, so equal digests. Values are not looked at here: a NaN passes.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -88,6 +89,36 @@ def unpack_tensors(data: bytes) -> Tensors:
     if end != len(data):
         raise WireError("bad-tensors", f"{len(data) - end} bytes after the last tensor")
     return tensors
+
+
+class NewBlob:
+    """A raw blob of float32 tensors of these shapes, which are 0 until somebody writes to them.
+
+    What `pack_tensors` would make of `tensors`, without their memory.
+    """
+
+    def __init__(self, shapes: Shapes) -> None:
+        specs = [(name, "f4", tuple(shapes[name])) for name in sorted(shapes)]
+        header = _pack_header(specs)
+        begin = _PREFIX.size + len(header)
+        places = list(_places(specs, begin))
+        end = places[-1][1] + places[-1][2] if places else begin
+        # BytesIO takes over this object, and getvalue() gives it back: there is no second copy.
+        self._buffer = io.BytesIO(bytes(end))
+        self._buffer.write(_PREFIX.pack(_MAGIC, len(header)) + header)
+        # Unlike np.ndarray(buffer=...), this keeps the buffer exported: `finish` relies on it.
+        data = np.frombuffer(self._buffer.getbuffer(), np.uint8)
+        self.tensors: Tensors = {
+            name: data[offset : offset + size_bytes].view(_DTYPES[code]).reshape(shape)
+            for (name, code, shape), offset, size_bytes in places
+        }
+
+    def finish(self) -> bytes:
+        """The blob, given away; `BufferError` if somebody could still write to its tensors."""
+        self.tensors = {}
+        data = self._buffer.getvalue()
+        self._buffer.close()
+        return data
 
 
 def pack_shapes(shapes: Shapes) -> bytes:

@@ -20,17 +20,32 @@ from edge_runtime.messages import VERSION
 
 _ROOT = f"fm{VERSION}"
 _TOPIC_DIGEST_BYTES = 6
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(r"(?!\.+\Z)[A-Za-z0-9_.-]{1,64}")
 
 
 def valid_name(text: str) -> bool:
-    """Whether a client or federation may be called so: 1 to 64 of ``A-Z a-z 0-9 _ . -``."""
+    """Whether a client or federation may be called so: 1 to 64 of ``A-Z a-z 0-9 _ . -``.
+
+    Names are folders too, so dots alone are none.
+    """
     return _NAME.fullmatch(text) is not None
 
 
 def bad_name(what: str, text: str) -> str:
     """What to say of a name that `valid_name` refuses."""
-    return f"{what} name {text!r}: expected 1 to 64 letters, digits, '_', '.' or '-'"
+    return (
+        f"{what} name {text!r}: expected 1 to 64 letters, digits, '_', '.' or '-', not dots alone"
+    )
+
+
+def device_id(federation: str, client: str) -> str:
+    """A device's client id at the broker; no two devices share one, nor one with the server."""
+    return f"flexmoe:{federation}:{client}"
+
+
+def server_id(federation: str) -> str:
+    """The server's client id at the broker."""
+    return f"flexmoe:{federation}"
 
 
 def up_topic(federation: str, client: str) -> str:

@@ -5,11 +5,11 @@ what time it is. Whoever needs a blob asks, at most a window of chunks at a time
 never flooded and the peer keeps no state.
 
 Lost chunks are told from late ones as in TCP. A chunk is lost when one that was asked for after it
-has arrived (answers keep their order); only chunks asked for once tell that, because the answer to
-a repeated question may be the first one's (Karn and Partridge, 1987). When nothing arrives for the
-retry time, one chunk is asked for again, then more as answers come: on a slow link the window is
-just late, and to ask for all of it again would double the load. The retry time follows the gaps
-between arrivals.
+has arrived, where answers keep their order (retained messages of several topics do not); only
+chunks asked for once tell that, because the answer to a repeated question may be the first one's
+(Karn and Partridge, 1987). When nothing arrives for the retry time, one chunk is asked for again,
+then more as answers come: on a slow link the window is just late, and to ask for all of it again
+would double the load. The retry time follows the gaps between arrivals.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Download:
     At most `window` chunks are asked for and not answered; after `retry_s` seconds of silence some
     are asked for again. Several refs of one digest are one blob. It holds the blobs that have begun
     and those that were not taken: `take` each when `accept` names it. The caller has checked that
-    it needs blobs of these kinds and sizes. Times are seconds of a monotonic clock.
+    it needs blobs of these kinds and sizes. `ordered`: whether chunks come in the order of asking.
+    `begin` makes a blob to put chunks into, or gives one that has begun; it is not whole.
+    Times are seconds of a monotonic clock.
     """
 
     def __init__(
@@ -66,14 +68,19 @@ class Download:
         chunk_bytes: int,
         window: int = WINDOW,
         retry_s: float = 5.0,
+        ordered: bool = True,
+        begin: Callable[[BlobRef, int], PartialBlob] = PartialBlob,
     ) -> None:
         if not 0 < window <= MAX_ITEMS or retry_s <= 0:
             raise ValueError(f"expected 1 <= window <= {MAX_ITEMS} and retry_s > 0")
         self._window = window
         self._retry_s = retry_s
+        self._ordered = ordered
         self._partials: dict[bytes, PartialBlob] = {}
         for ref in refs:
-            partial = self._partials.setdefault(ref.digest, PartialBlob(ref, chunk_bytes))
+            if (partial := self._partials.get(ref.digest)) is None:
+                partial = self._partials[ref.digest] = begin(ref, chunk_bytes)
+                partial.ask_again()
             if partial.ref != ref:
                 raise WireError("bad-size", f"{partial.name}: one digest, two sizes")
         self._open = dict(self._partials)
@@ -85,6 +92,7 @@ class Download:
         self._next_number = 0
         self._heard_s = 0.0  # the last arrival, or the begin of waiting
         self._silent_since_s = 0.0  # the same, or the last time that silence made us ask
+        self._gap_s = 0.0  # between arrivals, the longest of late
         self._usual_wait_s = retry_s
         self._wait_s = retry_s
         self._probes = 1  # how many chunks a silence makes us ask for again
@@ -103,6 +111,16 @@ class Download:
     def missing_bytes(self) -> int:
         """Bytes of all blobs that have not arrived."""
         return sum(partial.missing_bytes for partial in self._open.values())
+
+    @property
+    def open(self) -> list[PartialBlob]:
+        """The blobs that have not arrived whole, with what has come of them."""
+        return list(self._open.values())
+
+    @property
+    def gap_s(self) -> float:
+        """How long the next chunk takes on this link, as measured; 0 if nothing was."""
+        return self._gap_s
 
     @property
     def blobs(self) -> Mapping[bytes, bytes]:
@@ -136,9 +154,22 @@ class Download:
         return Wants(_ranges(fresh), _ranges(again))
 
     def forget_asked(self) -> None:
-        """The connection was lost: what was asked for on it counts as lost."""
+        """Nobody will answer what was asked for so far: it counts as lost."""
         for key in list(self._asked):
             self._lose(key)
+
+    def doubt(self) -> None:
+        """One of the chunks that were asked for counts as lost, and is asked for again.
+
+        The one in the middle: whichever order answers come in, it is hardly the next one.
+        """
+        if self._asked:
+            self._lose(list(self._asked)[len(self._asked) // 2])
+
+    def wait_anew(self, now_s: float) -> None:
+        """There is a connection again: the silence before it says nothing."""
+        self._heard_s = self._silent_since_s = now_s
+        self._wait_s, self._probes = self._usual_wait_s, 1
 
     def next_retry_s(self, now_s: float) -> float:
         """After a call of `wants`: how long until it asks again if no chunk arrives.
@@ -186,11 +217,12 @@ class Download:
         asked = self._asked.pop(key, None)
         self._lost.pop(key, None)
         if asked is not None and asked.once:
-            for other, earlier in list(self._asked.items()):
+            for other, earlier in list(self._asked.items()) if self._ordered else []:
                 if earlier.number > asked.number:
                     break
                 self._lose(other)
             wait_s = min(2 * (now_s - self._heard_s), MAX_SLOW_LINK_RETRY_S)
+            self._gap_s = max(wait_s / 2, self._gap_s / 2)
             self._usual_wait_s = max(self._retry_s, wait_s, self._usual_wait_s / 2)
             self._probes = 1
         elif asked is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,35 +27,44 @@ def code_update(
 ) -> Update:
     """What `work` changed, coded with its codec; what that loses is proposed to `residuals`.
 
-    Only what a biased codec loses is: the others lose nothing on average. `WireError` if a change
-    cannot be coded. The same work codes to the same bytes.
+    Only what a biased codec loses is: the others lose nothing on average, and send what one before
+    them left. `WireError` if a change cannot be coded. The same work codes to the same bytes.
     """
+    residuals.settle(work.counted)
     coding = parse_coding(work.codec)
     blobs: list[bytes] = []
     sections: list[tuple[str, int]] = []
     lost: dict[str, Lost] = {}
     for number, (kind, change) in enumerate(changes(work, before, after)):
         rng = np.random.default_rng([work.seed, number])
-        if coding.codec.biased:
-            change = _with_residual(work, kind, change, residuals)
+        left = _left(work, kind, residuals)
+        change = _with_residual(work, kind, change, left)
         blob = encode(change, coding, rng)
         if coding.codec.biased:
             shapes = {name: value.shape for name, value in change.items()}
             sent = decode(blob, shapes, MAX_BLOB_BYTES)
             rest = {name: value - sent[name] for name, value in change.items()}
             lost.update(_by_expert(work, kind, rest))
+        else:
+            lost.update({name: {} for name, tensors in left.items() if tensors})
         blobs.append(blob)
         sections.append((kind, len(blob)))
     residuals.propose(work.round, lost)
     return Update(b"".join(blobs), sections)
 
 
-def _with_residual(work: Assign, kind: str, change: Tensors, residuals: Residuals) -> Tensors:
-    """`change` and what of this kind is still to be sent."""
+def _left(work: Assign, kind: str, residuals: Residuals) -> dict[str, Lost]:
+    """What of this kind is still to be sent, by the kinds of residuals."""
+    names = [_gate_of(expert) for expert in work.experts] if kind == "gate" else [kind]
+    return {name: residuals.of(name) for name in names}
+
+
+def _with_residual(work: Assign, kind: str, change: Tensors, left: Mapping[str, Lost]) -> Tensors:
+    """`change` and what is `left` of this kind."""
     if kind != "gate":
-        return _sum(change, residuals.of(kind, work.round))
+        return _sum(change, left[kind])
     rows = [
-        _sum({GATE: row}, residuals.of(_gate_of(expert), work.round))[GATE]
+        _sum({GATE: row}, left[_gate_of(expert)])[GATE]
         for expert, row in zip(work.experts, change[GATE], strict=True)
     ]
     return {GATE: np.stack(rows)}

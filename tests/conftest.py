@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import time
 import uuid
@@ -21,6 +22,15 @@ EVENTUALLY_S = 15.0
 # A loaded machine is slow; that is no failure.
 hypothesis.settings.register_profile("flexmoe", deadline=None)
 hypothesis.settings.load_profile("flexmoe")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests export and devices keep goes to a temporary folder, unless one is named."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "FLEXMOE_CACHE" not in os.environ:
+            patch.setenv("FLEXMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def require_broker(kind: str) -> None:

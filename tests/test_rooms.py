@@ -25,7 +25,11 @@ MAY_IMPORT = {
     "broker_server": {"edge_runtime", "model_export", "device_profiles"},
 }
 BASE_INSTALL = {"numpy", "msgpack", "paho", "psutil"}
-TRAINER = "edge_runtime/executorch_trainer.py"
+OPTIONAL = {
+    "edge_runtime/executorch_trainer.py": {"torch", "executorch"},
+    "edge_runtime/compression.py": {"zstandard"},
+}
+"""What a device does without where it is not installed."""
 DOORS = ("edge_runtime/cli.py", "edge_runtime/bench.py")
 """Where the device's commands hand over to what the server extra brings, if it is installed."""
 
@@ -76,8 +80,20 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 def test_a_devices_room_needs_the_base_install_and_nothing_else() -> None:
     for file in sources("edge_runtime"):
         needed = set(imports(file)) - set(sys.stdlib_module_names) - {"edge_runtime"}
-        allowed = BASE_INSTALL | ({"torch", "executorch"} if file == TRAINER else set())
+        allowed = BASE_INSTALL | OPTIONAL.get(file, set())
         assert needed <= allowed, file
+
+
+def test_zstandard_is_imported_by_one_file_and_only_once_it_is_used() -> None:
+    for room in ROOMS:
+        users = [file for file in sources(room) if "zstandard" in imports(file)]
+        assert users == (["edge_runtime/compression.py"] if room == "edge_runtime" else []), room
+    tree = ast.parse((ROOT / "edge_runtime/compression.py").read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside:
+            assert "zstandard" not in ast.unparse(node)
 
 
 def test_only_commands_are_doors_from_the_device_to_the_server() -> None:

@@ -13,6 +13,8 @@ from edge_runtime.tensor_blob import Shapes, Tensors
 
 Flat = NDArray[np.float32]
 
+_PIECE_VALUES = 1 << 16
+
 
 def total(shapes: Shapes) -> int:
     """How many values tensors of these shapes have."""
@@ -23,10 +25,23 @@ def join(tensors: Mapping[str, NDArray[np.float32]]) -> Flat:
     """A copy of all values [N]: C order, tensors by name; `WireError` unless all are finite."""
     arrays = [np.asarray(tensors[name], np.float32).reshape(-1) for name in sorted(tensors)]
     flat = np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
-    if not np.isfinite(flat).all():
-        bad = next(name for name in sorted(tensors) if not np.isfinite(tensors[name]).all())
-        raise WireError("not-finite", f"{bad!r} has values that are not finite")
+    check_finite(cut(flat, {name: value.shape for name, value in tensors.items()}))
     return flat
+
+
+def check_finite(tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """`WireError` unless all values are finite."""
+    for name, value in tensors.items():
+        flat, end = value.reshape(-1), 0
+        for size in piece_sizes(len(flat)):
+            if not np.isfinite(flat[end : end + size]).all():
+                raise not_finite(name)
+            end += size
+
+
+def not_finite(name: str) -> WireError:
+    """The error for a tensor that holds infinities or NaN."""
+    return WireError("not-finite", f"{name!r} has values that are not finite")
 
 
 def cut(flat: Flat, shapes: Shapes) -> Tensors:
@@ -42,7 +57,7 @@ def places(shapes: Shapes) -> Iterator[tuple[str, slice]]:
         yield name, slice(start, end)
 
 
-def check_length(body: bytes, expected: int) -> None:
-    """`WireError` unless `body` has as many bytes as its shapes ask for."""
-    if len(body) != expected:
-        raise WireError("bad-body", f"expected {expected} bytes, got {len(body)}")
+def piece_sizes(count: int) -> Iterator[int]:
+    """How many of `count` values to work on at a time: an even number, but for the last."""
+    for start in range(0, count, _PIECE_VALUES):
+        yield min(_PIECE_VALUES, count - start)

@@ -11,15 +11,17 @@ Without the factor, changes below 6e-8 would vanish and weights above 65504 over
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs.flat import check_length, cut, join, total
-from edge_runtime.codecs.planes import from_planes, to_planes
+from edge_runtime.codecs.body import Body, check_length
+from edge_runtime.codecs.flat import Flat, join, total
+from edge_runtime.codecs.pieces import InPieces
+from edge_runtime.codecs.planes import to_planes, words_in_pieces
 from edge_runtime.errors import WireError
-from edge_runtime.tensor_blob import Shapes, Tensors
+from edge_runtime.tensor_blob import Shapes
 
 # A factor and its inverse must be normal numbers: then the product is the same on any processor.
 _LEAST, _MOST = -126, 126
@@ -28,7 +30,7 @@ _TARGET = 15
 _LARGEST = np.float32(2**15 - 16)
 
 
-class Fp16:
+class Fp16(InPieces):
     """Values to the nearest of 11 bits: an error of 2^-12 of a value is too little to feed back."""
 
     name = "fp16"
@@ -42,14 +44,15 @@ class Fp16:
         halves = scaled.astype(np.float16)
         return exponent.to_bytes(1, "big", signed=True) + to_planes(halves.view(np.uint16))
 
-    def decode(self, body: bytes, shapes: Shapes) -> Tensors:
+    def pieces(self, body: Body, shapes: Shapes) -> Iterator[Flat]:
         check_length(body, self.size_bytes(shapes))
-        exponent = int.from_bytes(body[:1], "big", signed=True)
+        exponent = int.from_bytes(body.at(0).read(1), "big", signed=True)
         if not _LEAST <= exponent <= _MOST:
             raise WireError("bad-body", f"an exponent of {exponent}")
-        halves = from_planes(body[1:], "u2").view(np.float16)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities
-            return cut(halves.astype(np.float32) * _power(exponent), shapes)
+        for halves in words_in_pieces(body, 1, total(shapes), "u2"):
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities
+                values = halves.view(np.float16).astype(np.float32) * _power(exponent)
+            yield values
 
     def size_bytes(self, shapes: Shapes) -> int:
         return 1 + 2 * total(shapes)

@@ -6,10 +6,14 @@ more in them than in words one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_runtime.codecs.body import Body
+from edge_runtime.codecs.flat import piece_sizes
 
 
 def to_planes(words: NDArray[Any]) -> bytes:
@@ -23,6 +27,14 @@ def from_planes(planes: bytes, dtype: str) -> NDArray[Any]:
     words = np.empty(len(planes) // little.itemsize, little)
     _bytewise(words).T[::-1] = np.frombuffer(planes, np.uint8).reshape(little.itemsize, -1)
     return words.astype(dtype, copy=False)
+
+
+def words_in_pieces(body: Body, start: int, count: int, dtype: str) -> Iterator[NDArray[Any]]:
+    """The `count` words whose planes begin at the byte `start` and fill the rest of `body`."""
+    cursors = [body.at(start + plane * count) for plane in range(np.dtype(dtype).itemsize)]
+    for size in piece_sizes(count):
+        yield from_planes(b"".join([cursor.read(size) for cursor in cursors]), dtype)
+    cursors[-1].end()
 
 
 def _bytewise(words: NDArray[Any]) -> NDArray[np.uint8]:

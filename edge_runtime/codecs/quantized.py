@@ -11,18 +11,20 @@ Body, over the R rows that have values, tensors by name::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import bfloat
-from edge_runtime.codecs.flat import Flat, check_length, cut, join, total
+from edge_runtime.codecs.body import Body, check_length
+from edge_runtime.codecs.flat import Flat, join, piece_sizes, total
+from edge_runtime.codecs.pieces import InPieces
 from edge_runtime.codecs.planes import from_planes, to_planes
-from edge_runtime.tensor_blob import Shapes, Tensors
+from edge_runtime.tensor_blob import Shapes
 
 
-class Quantized:
+class Quantized(InPieces):
     """Values rounded up or down at random, so that they are right on average.
 
     A row's largest value is `most` steps: an error is below a step.
@@ -47,16 +49,23 @@ class Quantized:
         whole = np.clip(rounded, -self._most, self._most).astype(np.int8)
         return to_planes(steps) + (whole.tobytes() if self._per_byte == 1 else _halves(whole))
 
-    def decode(self, body: bytes, shapes: Shapes) -> Tensors:
+    def pieces(self, body: Body, shapes: Shapes) -> Iterator[Flat]:
         check_length(body, self.size_bytes(shapes))
         lengths = _rows(shapes)
-        start = 2 * len(lengths)
-        wide = bfloat.widen(from_planes(body[:start], "u2"))
-        whole = np.frombuffer(body, np.int8, offset=start)
-        if self._per_byte == 2:
-            whole = np.stack([whole >> 4, (whole << 4) >> 4], axis=1).reshape(-1)[: total(shapes)]
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities
-            return cut(whole.astype(np.float32) * np.repeat(wide, lengths), shapes)
+        cursor = body.at(0)
+        ends = np.cumsum(lengths)
+        wide = bfloat.widen(from_planes(bytes(cursor.read(2 * len(lengths))), "u2"))
+        start, count = 0, total(shapes)
+        for size in piece_sizes(count):
+            whole = np.frombuffer(cursor.read(-(-size // self._per_byte)), np.int8)
+            if self._per_byte == 2:
+                whole = np.stack([whole >> 4, (whole << 4) >> 4], axis=1).reshape(-1)[:size]
+            rows, repeats = (slice(None), lengths) if size == count else _within(start, size, ends)
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities
+                values = whole.astype(np.float32) * np.repeat(wide[rows], repeats)
+            yield values
+            start += size
+        cursor.end()
 
     def size_bytes(self, shapes: Shapes) -> int:
         return 2 * len(_rows(shapes)) - (-total(shapes) // self._per_byte)
@@ -80,6 +89,13 @@ def _rows(shapes: Shapes) -> NDArray[np.int64]:
         if size:
             lengths.append(np.full(rows, size // rows))
     return np.concatenate(lengths)
+
+
+def _within(start: int, size: int, ends: NDArray[np.int64]) -> tuple[slice, NDArray[np.int64]]:
+    """The rows that have values among `size` from `start` on, and how many each has there."""
+    first, last = np.searchsorted(ends, (start, start + size - 1), side="right")
+    rows = slice(int(first), int(last) + 1)
+    return rows, np.diff(np.minimum(ends[rows] - start, size), prepend=0)
 
 
 def _halves(whole: NDArray[np.int8]) -> bytes:

@@ -6,17 +6,19 @@ its own and the sign the lowest bit; in byte planes (`planes.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs.flat import check_length, cut, join, total
-from edge_runtime.codecs.planes import from_planes, to_planes
-from edge_runtime.tensor_blob import Shapes, Tensors
+from edge_runtime.codecs.body import Body, check_length
+from edge_runtime.codecs.flat import Flat, join, total
+from edge_runtime.codecs.pieces import InPieces
+from edge_runtime.codecs.planes import to_planes, words_in_pieces
+from edge_runtime.tensor_blob import Shapes
 
 
-class Raw:
+class Raw(InPieces):
     """Values as they are: nothing is lost."""
 
     name = "raw"
@@ -29,13 +31,13 @@ class Raw:
         words |= signs
         return to_planes(words)
 
-    def decode(self, body: bytes, shapes: Shapes) -> Tensors:
+    def pieces(self, body: Body, shapes: Shapes) -> Iterator[Flat]:
         check_length(body, self.size_bytes(shapes))
-        words = from_planes(body, "u4")
-        signs = words << 31
-        words >>= 1
-        words |= signs
-        return cut(words.view(np.float32), shapes)
+        for words in words_in_pieces(body, 0, total(shapes), "u4"):
+            signs = words << 31
+            words >>= 1
+            words |= signs
+            yield words.view(np.float32)
 
     def size_bytes(self, shapes: Shapes) -> int:
         return 4 * total(shapes)

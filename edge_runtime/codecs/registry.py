@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime.codecs.contract import Codec
 from edge_runtime.codecs.fp16 import Fp16
@@ -14,6 +17,9 @@ from edge_runtime.codecs.raw import Raw
 from edge_runtime.codecs.topk import TopK, make_topk
 from edge_runtime.compression import COMPRESSORS
 from edge_runtime.errors import ConfigError, WireError
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 GROUP = "flexmoe.codecs"
 """The entry-point group: name -> callable ``(argument: str) -> Codec``."""
@@ -85,6 +91,25 @@ def plugin(name: str, argument: str) -> Codec:
 @functools.cache
 def _plugins() -> Mapping[str, metadata.EntryPoint]:
     # Looked for once: it reads the metadata of all installed packages.
+    if not _announced():
+        return {}
+    from importlib import metadata
+
     taken = {*_BUILDERS, *COMPRESSORS}
     entries = metadata.entry_points(group=GROUP)
     return {entry.name: entry for entry in entries if entry.name not in taken}
+
+
+def _announced() -> bool:
+    """Whether an installed package says that it has codecs.
+
+    Seldom: else a device does without `importlib.metadata`, which brings `email` and `zipfile`.
+    """
+    for folder in [Path(entry) for entry in sys.path if isinstance(entry, str)]:
+        if folder.is_file():  # a zip file, into which only `importlib.metadata` looks
+            return True
+        for file in folder.glob("*.*-info/entry_points.txt"):
+            with contextlib.suppress(OSError):  # a package that cannot be read is none
+                if f"[{GROUP}]" in file.read_text(encoding="utf-8", errors="replace"):
+                    return True
+    return False

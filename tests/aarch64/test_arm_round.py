@@ -35,6 +35,8 @@ experts_per_device = 2
 [train]
 epochs = 1
 learning_rate = 0.1
+[wire]
+preset = "lossless"  # what is rounded away may depend on the last bit, and that on the machine
 """
 
 
@@ -61,7 +63,11 @@ def start_arm(workshop: Workshop, *arguments: object) -> Command:
         process = subprocess.Popen(
             [arm_python().with_name("flexmoe"), *map(str, arguments)],
             cwd=folder,
-            env={**environment, "FLEXMOE_TEST_MARK": workshop.mark},
+            env={
+                **environment,
+                "FLEXMOE_TEST_MARK": workshop.mark,
+                "FLEXMOE_CACHE": str(workshop.cache),
+            },
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

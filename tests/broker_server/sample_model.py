@@ -78,6 +78,7 @@ def make_assign(
         session=session,
         round=number,
         attempt=attempt,
+        counted=0,
         experts=list(experts),
         training_program=artifact("program"),
         evaluation_program=artifact("program"),

@@ -28,6 +28,7 @@ from broker_server.state import State
 from broker_server.traffic import Traffic
 from edge_runtime.ledger import Ledger
 from edge_runtime.mailbox import ServerMailbox
+from edge_runtime.messages import CHUNK_BYTES
 from edge_runtime.parts import split
 from model_export.models import ModelSpec, make_model
 from model_export.split import to_weights
@@ -72,7 +73,7 @@ def experiment(**sections: dict[str, Any]) -> Experiment:
 class Fleet:
     """A server, its devices, and the problems and answers of the rounds that it ran."""
 
-    def __init__(self, folder: Path, settings: Experiment) -> None:
+    def __init__(self, folder: Path, settings: Experiment, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.world = World()
         experts = settings.model.experts
         spec = spec_of(experts)
@@ -82,10 +83,12 @@ class Fleet:
         self.records: list[RoundRecord] = []
         self.devices: dict[str, Device] = {}
         mailbox = ServerMailbox(DrivenLink(self.world, "server"), FEDERATION, Ledger())
+        self.mailbox = mailbox
+        mailbox.chunk_bytes = chunk_bytes
         wire = settings.wire
         publication = Publication(wire.codings, wire.whole_every, settings.seed)
         artifacts = Artifacts(settings, spec, LayoutPrograms(), publication)
-        roster, spool = Roster(spec, "s"), Spool(folder / "spool")
+        roster, spool = Roster(spec, "s", chunk_bytes=chunk_bytes), Spool(folder / "spool")
         clock = self.world.clock
         self.broadcast = Broadcast(mailbox, artifacts.find, clock=clock)
         self.exchange = Exchange(mailbox, roster, self.broadcast, "s", spool, experts, clock=clock)

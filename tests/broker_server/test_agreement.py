@@ -117,6 +117,41 @@ def test_a_device_that_vanished_is_left_out_where_that_can_be() -> None:
     assert crowd[0].why == "no last account of d0, d1, d2 and 6 more"
 
 
+def test_a_device_whose_frames_are_not_known_is_left_out_of_them() -> None:
+    """It was late: it took frames that nobody knows of."""
+    records = rounds()
+    late = [
+        replace(row, payload_bytes=row.payload_bytes + 9000, wire_bytes=row.wire_bytes + 9000)
+        if (row.side, row.client, row.direction, row.kind)
+        == ("device", NAMES[1], "down", "expert:1")
+        else row
+        for row in records[1].bytes
+    ]
+    records[1] = replace(records[1], bytes=late)
+    counts = broker(rounds())
+    counts = replace(counts, sent_bytes=counts.sent_bytes + 9000)
+    found = by_name(compare(records, NAMES, counts, {NAMES[0]: PLANNED[NAMES[0]]}))
+    assert all(comparison.agrees for comparison in found.values())
+    frames = found["down, frames"]
+    assert frames.expected == "server planned, for 1 of 2 devices"
+    assert frames.counted_bytes == 2 * 10_000
+    nobody = by_name(compare(records, NAMES, counts, {}))
+    assert nobody.pop("down, frames").why == "no device reported all work it was given"
+    assert all(comparison.agrees for comparison in nobody.values())
+
+
+@pytest.mark.parametrize(("more", "why"), [(9000, "others use this broker"), (-9000, "")])
+def test_others_may_use_a_broker_that_is_not_ours(more: int, why: str) -> None:
+    """It may count more than we do, never less."""
+    right = broker(rounds())
+    noisy = Broker(right.received_bytes + more, right.sent_bytes)
+    shared = by_name(compare(rounds(), NAMES, noisy, PLANNED, shared=True))
+    assert (shared["broker in"].why, shared["broker out"].why) == (why, "")
+    assert shared["broker in"].agrees is (None if why else False)
+    assert shared["broker out"].agrees
+    assert by_name(compare(rounds(), NAMES, noisy, PLANNED))["broker in"].agrees is False
+
+
 def test_a_resumed_run_is_not_compared() -> None:
     found = compare(rounds(), NAMES, broker(rounds()), PLANNED, resumed=True)
     assert {comparison.agrees for comparison in found} == {None}

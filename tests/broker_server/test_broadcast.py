@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
 
+from broker_server import broadcast
 from broker_server.broadcast import GATHER_S, Broadcast, sweep
+from broker_server.broker import Broker
 from broker_server.history import Frame
 from edge_runtime import link as link_module
 from edge_runtime.errors import WireError
@@ -15,6 +18,7 @@ from edge_runtime.ledger import EVERYONE, Ledger
 from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
 from edge_runtime.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.messages import MIN_CHUNK_BYTES, Chunk, Fetch, Want
+from edge_runtime.mqtt import MqttLink
 from edge_runtime.topics import all_blobs_topic, blob_topic
 from edge_runtime.transfer import MAX_CHUNKS_PER_FETCH
 
@@ -242,3 +246,26 @@ def test_what_a_killed_server_left_is_swept_away() -> None:
     assert sweep(MemoryLink(world.broker, "sweep"), FEDERATION, quiet_s=0.01) == 6
     assert world.kept == {} and len(world.broker.retained("#")) == 1
     assert sweep(MemoryLink(other.broker, "sweep"), FEDERATION, quiet_s=0.01) == 0
+
+
+def test_a_broker_that_drops_what_is_too_much_is_swept_too(broker: Broker, unique: str) -> None:
+    """mosquitto keeps 1000 messages for a subscriber, and drops what is beyond."""
+    count = 3000
+    with closing(MqttLink(broker.host, broker.port, f"{unique}-server")) as server:
+        for index in range(count):
+            server.publish(blob_topic(unique, bytes(16), index), b"left", retain=True)
+        assert server.flush(30.0)
+    with closing(MqttLink(broker.host, broker.port, f"{unique}-sweep")) as link:
+        assert sweep(link, unique, quiet_s=0.3) == count
+    with closing(MqttLink(broker.host, broker.port, f"{unique}-late")) as late:
+        late.subscribe(all_blobs_topic(unique))
+        assert late.receive(0.3) is None
+
+
+def test_what_a_sweep_had_no_time_for_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.offer(frame(1), frame(2))
+    monkeypatch.setattr(broadcast, "_SWEEP_S", 0.0)
+    assert sweep(MemoryLink(world.broker, "sweep"), FEDERATION, quiet_s=0.01) == 0
+    assert "still keeps chunks" in caplog.text and len(world.kept) == 6

@@ -24,6 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker_server import broker as broker_module
 from broker_server.broker import Broker, free_port, open_broker, serve
+from device_profiles.process import ChildProcess
 from edge_runtime.address import parse_address
 from edge_runtime.errors import BrokerError, ConfigError
 from edge_runtime.messages import MAX_MESSAGE_BYTES
@@ -383,3 +384,25 @@ def test_a_broker_that_has_ended_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(BrokerError, match=rf"{broker.kind}\) has ended: .* --resume"):
             broker.check()
     Broker("192.0.2.1", 1883, "external").check()  # not ours to watch
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "told"),
+    [
+        ("1700000000: Warning: it runs as root", "9", "killed by signal 9"),
+        ("1700000000: Warning: it runs as root", "3", "exit code 3"),
+        ("", "0", "exit code 0"),
+        ("1700000000: Error: no memory", "1", "Error: no memory"),
+    ],
+)
+def test_why_a_broker_ended_is_told(line: str, code: str, told: str, tmp_path: Path) -> None:
+    """A warning at its start is not why."""
+    end = "os.kill(os.getpid(), 9)" if code == "9" else f"os._exit({code})"
+    script = f"import os\nos.write(1, {line!r}.encode())\n{end}"
+    process = ChildProcess.start([sys.executable, "-c", script], "b", tmp_path / "b.log")
+    while process.poll() is None:
+        time.sleep(0.01)
+    broker = Broker("127.0.0.1", 1883, "mosquitto", process)
+    assert broker.ended
+    with pytest.raises(BrokerError, match=rf"has ended: .*{told} \(log: .*b\.log\)"):
+        broker.check()

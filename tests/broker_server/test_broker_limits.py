@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import socket
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from edge_runtime.errors import BrokerError
 from edge_runtime.messages import CHUNK_BYTES
 from edge_runtime.mqtt import MqttLink
 from tests.broker_server.own_config import mosquitto
+from tests.e2e import brokers
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +102,19 @@ def test_a_probe_notices_the_end_of_its_connection(
         assert not client.subscribe(["t"], 1)
         client.publish("t", b"into the void")
         assert not client.flush(5.0)
+
+
+def test_a_slow_link_is_given_its_time(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The echo of a chunk takes longer than a fast link is waited for."""
+    monkeypatch.setattr(broker_limits, "ARRIVAL_S", 0.2)
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 13):
+                time.sleep(len(data) / 100_000)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    monkeypatch.setattr(brokers, "_pump", pump)
+    with closing(brokers.Proxy(broker.port)) as proxy:
+        assert probe("127.0.0.1", proxy.port, 65536) == BrokerLimits(True, 65536)

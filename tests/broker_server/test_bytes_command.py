@@ -127,6 +127,17 @@ def test_rows_as_csv(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["bytes", str(run), "--csv", str(tmp_path / "missing" / "x.csv")])
 
 
+@pytest.mark.parametrize("option", [["--by", "round"], ["--links"]])
+@pytest.mark.parametrize("rows", ["--csv", "--parquet"])
+def test_options_of_tables_are_refused_with_rows(
+    run: Path, tmp_path: Path, option: list[str], rows: str
+) -> None:
+    file = tmp_path / "rows"
+    with pytest.raises(ConfigError, match=f"{option[0]}: is for tables"):
+        main(["bytes", str(run), rows, str(file), *option])
+    assert not file.exists()
+
+
 def test_parquet_without_pyarrow_is_one_clear_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

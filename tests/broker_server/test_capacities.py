@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from broker_server.artifacts import Artifacts
+from broker_server.budget import Allowance
 from broker_server.capacities import (
     Capacities,
     Past,
@@ -26,7 +29,7 @@ from broker_server.publication import Publication
 from broker_server.roster import Roster
 from broker_server.work import Answer, Observed
 from edge_runtime.codec import known_codecs
-from edge_runtime.errors import ConfigError, FleetError
+from edge_runtime.errors import FleetError
 from edge_runtime.messages import Hello
 from model_export.models import ModelSpec
 from tests.broker_server.layout_programs import LayoutPrograms
@@ -35,7 +38,7 @@ SPEC = ModelSpec("digits", (64,), 10, 8)
 HELLO = Hello(
     "", 200, 20, [64], 10, "native", "x86_64", 2.0, 1 << 30, "0.1", "", known_codecs(), []
 )
-DEMAND = Demand(3, 100.0, 0, Moves(4000, 1100), Moves(4000, 1100))
+DEMAND = Demand(3, 100.0, Moves(4000, 1100), Moves(4000, 1100))
 PASSES = HELLO.samples * DEMAND.epochs
 NAMES = ["a", "b", "c"]
 
@@ -44,7 +47,11 @@ class Fleet:
     """Three devices that are asked to hold four experts; `past` is what rounds showed."""
 
     def __init__(
-        self, asked: Any = 4, policy: str = "flex_moe", demand: Demand = DEMAND, file: str = ""
+        self,
+        asked: Any = 4,
+        policy: str = "flex_moe",
+        allowances: Mapping[str, Allowance] = MappingProxyType({}),
+        file: str = "",
     ) -> None:
         self.experiment = Experiment.model_validate(
             {
@@ -53,7 +60,7 @@ class Fleet:
                 "assignment": {"policy": policy, "file": file},
             }
         )
-        self.demand = demand
+        self.allowances = allowances
         self.roster = Roster(SPEC, "s")
         self.past = Past({}, {})
         publication = Publication(self.experiment.wire.codings, 0, 0)
@@ -77,10 +84,11 @@ class Fleet:
             self.roster.present,
             NAMES,
             self.past,
-            self.demand,
+            DEMAND,
             self.experiment,
             self.roster,
             self.artifacts,
+            self.allowances,
         )
         self.past = Past(self.past.caps, dealt.paces)
         return dealt
@@ -232,24 +240,40 @@ def test_where_all_experts_go_everywhere_none_is_given_fewer() -> None:
     assert {held.k for held in fleet.deal().given.values()} == {8}
 
 
-def test_a_byte_budget_binds_all_alike() -> None:
-    fleet = Fleet(demand=dataclasses.replace(DEMAND, byte_budget=8000 + 2200 * 3))
+def allowance(asked_bytes: int) -> Allowance:
+    """Of a round that takes 1000 bytes, and 500 with each expert."""
+    return Allowance(asked_bytes, 1500, 1000, [500] * 8, [500] * 8)
+
+
+def test_a_budget_binds_who_has_one() -> None:
+    fleet = Fleet(allowances={"a": allowance(2600), "b": allowance(3000)})
     dealt = fleet.deal()
-    assert set(dealt.given.values()) == {Capacity(3, "link")}
-    assert dealt.events[0] == (
-        "a: holds 3 experts, its link allows no more (a round with 4 experts moves 0.0168 MB, "
-        "round.byte_budget is 0.0146 MB)"
-    )
+    assert dealt.given == {
+        "a": Capacity(3, "link"),
+        "b": Capacity(4, "asked"),
+        "c": Capacity(4, "asked"),
+    }
+    assert dealt.events == [
+        "a: holds 3 experts, its link allows no more (a round with 4 experts moves about 3,000 "
+        "bytes, wire.bytes_per_round is 2,600)"
+    ]
     assert fleet.deal().events == []
 
 
-@pytest.mark.parametrize(("policy", "k"), [("flex_moe", 1), ("full", 8)])
-def test_a_byte_budget_that_is_too_small_ends_the_run(policy: str, k: int) -> None:
-    least = DEMAND.moved_bytes(k)
-    Fleet(policy=policy, demand=dataclasses.replace(DEMAND, byte_budget=least)).deal()
-    fleet = Fleet(policy=policy, demand=dataclasses.replace(DEMAND, byte_budget=least - 1))
-    with pytest.raises(ConfigError, match=r"round\.byte_budget is"):
-        fleet.deal()
+def test_a_budget_that_is_too_small_leaves_one_expert_and_is_told_once() -> None:
+    fleet = Fleet(allowances={"b": allowance(1200)})
+    dealt = fleet.deal()
+    assert dealt.given["b"] == Capacity(1, "link")
+    assert dealt.events[0] == "b: asked 1,200 bytes a round, the least is about 1,500"
+    assert len(dealt.events) == 2
+    assert fleet.deal().events == []
+
+
+def test_where_all_experts_go_everywhere_a_budget_takes_none() -> None:
+    fleet = Fleet(policy="full", allowances={"b": allowance(1200)})
+    dealt = fleet.deal()
+    assert dealt.given["b"] == Capacity(8, "asked")
+    assert dealt.events == ["b: asked 1,200 bytes a round, the least is about 1,500"]
 
 
 def test_what_refusals_for_lack_of_memory_show() -> None:

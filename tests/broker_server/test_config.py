@@ -14,6 +14,7 @@ from broker_server.assignment import POLICIES
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Data, Experiment, Model
 from broker_server.load import Balance
+from device_profiles.link_class import LINKS
 from edge_runtime.codec import PRESETS, Preset
 from edge_runtime.errors import ConfigError
 
@@ -221,8 +222,6 @@ def test_a_list_of_capacities_is_dealt_out_in_order(file: Path) -> None:
         ("[participation]\ncount = 1.5", "participation.count", "a whole number >= 0", "1.5"),
         ("[train]\nbalance_loss = -0.1", "train.balance_loss", "a number >= 0", "-0.1"),
         ("[train]\nbalance_loss = inf", "train.balance_loss", "a number >= 0", "inf"),
-        ("[round]\nbyte_budget = -1", "round.byte_budget", "a whole number >= 0", "-1"),
-        ("[round]\nbyte_budget = 1e6", "round.byte_budget", "a whole number", "1000000.0"),
         ("[round]\nquorum = 0", "round.quorum", "a number > 0 and <= 1", "0"),
         ("[round]\ndeadline_s = 2000-01-01", "round.deadline_s", "a number", "2000-01-01"),
         ("[wire]\npreset = 'best'", "wire.preset", '"lossless" or "default" or', '"best"'),
@@ -231,6 +230,18 @@ def test_a_list_of_capacities_is_dealt_out_in_order(file: Path) -> None:
         ("[wire]\ndownlink = 'raw+gzip'", "wire.downlink", "a codec such as", '"raw+gzip"'),
         ("[wire]\nwhole = 3", "wire.whole", "a text", "3"),
         ("[wire]\nwhole_every = -1", "wire.whole_every", "a whole number >= 0", "-1"),
+        ("[wire]\nlinks = 'wlan'", "wire.links", "a class of links (ethernet, wifi,", '"wlan"'),
+        ("[wire]\nlinks = ['wifi', 3]", "wire.links", "a class of links", '["wifi", 3]'),
+        ("[wire]\nlinks = []", "wire.links", "a class of links", "[]"),
+        ("[wire]\nbytes_per_round = -1", "wire.bytes_per_round", "a whole number of bytes", "-1"),
+        ("[wire]\nbytes_per_round = 1e6", "wire.bytes_per_round", "a whole", "1000000.0"),
+        ("[wire]\nbytes_per_round = true", "wire.bytes_per_round", "a whole", "true"),
+        (
+            "[wire]\nbytes_per_round = { wifi = '9' }",
+            "wire.bytes_per_round",
+            "a whole number of bytes from 0 to 2^40, or a table of such by names of devices,",
+            '{ wifi = "9" }',
+        ),
         ("[broker]\nport = 65536", "broker.port", "a whole number", "65536"),
         ("broker = 'host'", "broker.address", "auto, mosquitto, amqtt", '"host"'),
         ("broker = 'host:70000'", "broker.address", "auto, mosquitto, amqtt", '"host:70000"'),
@@ -243,6 +254,45 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(
     message = complaint(file, text)
     assert message.startswith(f"{file}: {key}: expected {allowed}")
     assert f", got {came}" in message
+
+
+def test_a_budget_of_nobody_is_refused(file: Path) -> None:
+    """Any name may be a device's, but for one that no device can have, and one that is a slip."""
+    message = complaint(file, "[wire]\nbytes_per_round = { 'a b' = 5 }")
+    assert "(no device can be called 'a b'), got { \"a b\" = 5 }" in message
+    for slip in ("nbiot", "NB_IoT", "NB-IOT"):
+        message = complaint(file, "", f"wire.bytes_per_round.{slip}=5")
+        assert message.startswith(f"--set wire.bytes_per_round.{slip}=5: wire.bytes_per_round:")
+        assert f"(nb-iot, not {slip}), got {{ {slip} = 5 }}" in message
+    message = complaint(file, "[wire]\nbytes_per_round = 5", "wire.bytes_per_round.wifi=5")
+    assert "expected bytes_per_round to be a table in the experiment file, got 5" in message
+
+
+def test_a_budget_is_the_devices_own_or_its_classs_or_that_of_all(file: Path) -> None:
+    table = "{nb-iot = 20000, device-03 = 5000, 'a.b' = 0, all = 9}"
+    for experiment in (
+        load(file, f"[wire]\nbytes_per_round = {table}"),
+        load(file, "", f"wire.bytes_per_round={table}"),
+        load(file, "", *(f"wire.bytes_per_round.{item}" for item in
+             ("nb-iot=20000", "device-03=5000", "all=9"))),
+    ):  # fmt: skip
+        wire = experiment.wire
+        assert wire.budget_of("device-01", "nb-iot") == 20_000
+        assert wire.budget_of("device-03", "nb-iot") == wire.budget_of("device-03", "") == 5000
+        assert wire.budget_of("device-01", "wifi") == wire.budget_of("device-01", "") == 9
+    assert wire.budget_of("a.b", "") == 9
+    assert load(file, f"[wire]\nbytes_per_round = {table}").wire.budget_of("a.b", "nb-iot") == 0
+    assert load(file, "").wire.budget_of("device-01", "wifi") == 0
+    assert load(file, "", "wire.bytes_per_round=7").wire.budget_of("device-01", "") == 7
+    few = load(file, "", "wire.bytes_per_round={lora=7}")
+    assert few.wire.budget_of("device-01", "wifi") == 0
+
+
+def test_classes_of_links_are_dealt_out_in_order(file: Path) -> None:
+    dealt = load(file, "", "wire.links=['wifi', '', 'nb-iot']").wire
+    assert [dealt.link_of(i) for i in range(5)] == ["wifi", "", "nb-iot", "wifi", ""]
+    assert [load(file, "", "wire.links=lora").wire.link_of(i) for i in range(2)] == ["lora"] * 2
+    assert load(file, "").wire.link_of(3) == ""
 
 
 @pytest.mark.parametrize(
@@ -305,6 +355,8 @@ def test_the_resolved_file_explains_every_key() -> None:
     assert max(map(len, lines)) <= 100
 
 
+BYTES = st.integers(0, 1 << 40)
+LINK_NAMES = st.sampled_from(["", *LINKS])
 FRACTIONS = st.floats(min_value=1e-9, max_value=0.999)
 
 
@@ -321,6 +373,8 @@ FRACTIONS = st.floats(min_value=1e-9, max_value=0.999)
     policy=st.sampled_from(list(POLICIES)),
     balance=st.sampled_from(get_args(Balance)),
     count=st.integers(0, 9),
+    links=LINK_NAMES | st.lists(LINK_NAMES, min_size=1, max_size=4).map(tuple),
+    budgets=BYTES | st.dictionaries(st.sampled_from([*LINKS, "all", "device-03", "a.b"]), BYTES),
 )
 def test_what_is_written_loads_back_equal(
     tmp_path: Path,
@@ -333,6 +387,8 @@ def test_what_is_written_loads_back_equal(
     policy: str,
     balance: str,
     count: int,
+    links: str | tuple[str, ...],
+    budgets: int | dict[str, int],
 ) -> None:
     experiment = Experiment.model_validate(
         {
@@ -352,7 +408,13 @@ def test_what_is_written_loads_back_equal(
                 "file": str(tmp_path / "X.npy"),
             },
             "participation": {"fraction": rate, "count": count},
-            "wire": {"preset": "narrow", "uplink": f"topk({rate!r})", "whole_every": count},
+            "wire": {
+                "preset": "narrow",
+                "uplink": f"topk({rate!r})",
+                "whole_every": count,
+                "links": links,
+                "bytes_per_round": budgets,
+            },
         }
     )
     written = tmp_path / "config.toml"

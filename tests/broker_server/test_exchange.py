@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker_server import intake
 from broker_server.broadcast import Broadcast
-from broker_server.exchange import ACCOUNTS_S, MAX_PLANS, Exchange
+from broker_server.exchange import ACCOUNTS_S, MAX_ACCOUNTS_S, MAX_PLANS, Exchange
 from broker_server.history import Frame
 from broker_server.holdings import frames_of
-from broker_server.intake import MAX_DOWNLOADS, STALL_S
+from broker_server.intake import MIN_DOWNLOADS, STALL_S
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.work import Answer, Work
 from edge_runtime.blob import digest
-from edge_runtime.errors import BrokerError
+from edge_runtime.errors import BrokerError, FlexmoeError
 from edge_runtime.ledger import EVERYONE, Ledger
 from edge_runtime.mailbox import UNKNOWN as STRANGERS
 from edge_runtime.mailbox import ServerMailbox
+from edge_runtime.memory_link import MemoryLink
 from edge_runtime.messages import (
     MAX_BLOB_BYTES,
     MAX_MESSAGE_BYTES,
@@ -139,6 +141,12 @@ def server(tmp_path: Path) -> Server:
     return Server(tmp_path)
 
 
+@pytest.fixture
+def a_small_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for the fewest updates at a time, whatever their size."""
+    monkeypatch.setattr(intake, "MAX_OPEN_BYTES", 0)
+
+
 def three(server: Server) -> list[Device]:
     devices = [server.device(name, seed) for seed, name in enumerate("abc")]
     server.gather(3)
@@ -234,6 +242,40 @@ class Taker(Device):
 
 
 ROUND_KINDS = ("program", "backbone", "gate", "expert:0", "expert:1", "expert:3")
+
+
+def test_who_said_hello_is_not_called(server: Server) -> None:
+    """Or all would say it twice, and be given their work twice."""
+    devices = [server.device(name) for name in "abc"]
+    for device in devices:
+        device.step()
+    server.gather(3)
+    for device in devices:
+        device.step()
+        assert (len(device.got(Rollcall)), len(device.got(Welcome))) == (0, 1)
+    late = server.device("late")
+    late.link.kill()
+    late.back_s = server.world.now_s + 3
+    server.gather(4)
+    assert [len(device.got(Rollcall)) for device in devices] == [2, 2, 2]
+
+
+def test_a_flood_does_not_keep_the_roll_from_being_called(server: Server) -> None:
+    mute = server.device("a")
+    mute._greeted = mute.link.connections  # says hello only when it is called
+    shouter = MemoryLink(server.world.broker, "shouter")
+    plain_receive = server.link.receive
+
+    def receive(timeout_s: float) -> Packet | None:
+        server.world.now_s += 0.01
+        shouter.publish(up_topic(FEDERATION, "shouter"), b"")
+        mute.step()
+        return plain_receive(timeout_s)
+
+    server.link.receive = receive  # type: ignore[method-assign]
+    server.gather(1)
+    assert mute.got(Rollcall)
+    assert set(server.drops) == {("shouter", "malformed")}
 
 
 def test_frames_leave_once_for_all_who_take_them(tmp_path: Path) -> None:
@@ -401,7 +443,8 @@ def test_a_chunk_that_is_asked_for_again_and_again_leaves_once_at_a_time(server:
 
     greedy.work = work  # type: ignore[method-assign]
     server.assert_ok(server.run([greedy, *rest]), greedy, *rest)
-    assert server.offered("backbone") == 2 and server.drops == {}
+    assert server.offered("backbone") == 2
+    assert set(server.drops) == {("a", "greedy-fetch")} and server.drops["a", "greedy-fetch"] > 40
 
 
 def test_strangers_have_one_account(server: Server) -> None:
@@ -636,9 +679,10 @@ def test_what_arrived_of_a_late_update_is_measured(tmp_path: Path) -> None:
     assert answer.telemetry == device.report.telemetry and not seen.kept_waiting
 
 
+@pytest.mark.usefixtures("a_small_server")
 def test_a_device_whose_update_nobody_asked_for_was_kept_waiting(server: Server) -> None:
     """Its report came too late for that: the time until it is the device's, though."""
-    silent = [server.device(f"a{i}", seed=i) for i in range(MAX_DOWNLOADS)]
+    silent = [server.device(f"a{i}", seed=i) for i in range(MIN_DOWNLOADS)]
     honest = server.device("b", seed=9, delay_s=DEADLINE_S - STALL_S / 2)
     server.gather(len(silent) + 1)
     for device in silent:
@@ -700,7 +744,7 @@ def test_a_first_hello_said_twice_is_no_second_process(server: Server) -> None:
     late.work = lambda assign: said.append(late.mailbox.send(HELLO)) if not said else None  # type: ignore[method-assign, func-returns-value]
     said: list[None] = []
     answer = server.run([late, *rest])["a"]
-    assert answer.status == "late" and said and len(late.got(Welcome)) == 3
+    assert answer.status == "late" and said and len(late.got(Welcome)) == 2
     assert "a" not in server.exchange.restarted and not answer.observed.restarted
 
 
@@ -1084,8 +1128,14 @@ def test_everything_is_stale_before_the_first_round(server: Server) -> None:
 # --- many transfers ----------------------------------------------------------------------------
 
 
-def test_a_few_devices_are_asked_at_a_time(server: Server) -> None:
-    devices = [server.device(f"d{i}", seed=i) for i in range(MAX_DOWNLOADS + 3)]
+@pytest.mark.parametrize(("updates", "most_open"), [(0, MIN_DOWNLOADS), (6.5, 6)])
+def test_a_few_devices_are_asked_at_a_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch, updates: float, most_open: int
+) -> None:
+    """Four, or as many as their updates have room together."""
+    size_bytes = len(b"".join(encode(changes(0, MODEL, [0, 3]), "raw").values()))
+    monkeypatch.setattr(intake, "MAX_OPEN_BYTES", int(updates * size_bytes))
+    devices = [server.device(f"d{i}", seed=i) for i in range(MIN_DOWNLOADS + 5)]
     server.gather(len(devices))
     most = 0
     for device in devices:
@@ -1103,11 +1153,12 @@ def test_a_few_devices_are_asked_at_a_time(server: Server) -> None:
 
         server.world.actors.append(answer)
     server.assert_ok(server.run(devices), *devices)
-    assert most == MAX_DOWNLOADS
+    assert most == most_open
 
 
+@pytest.mark.usefixtures("a_small_server")
 def test_devices_that_promise_and_do_not_send_hold_up_no_other(server: Server) -> None:
-    silent = [server.device(f"a{i}", seed=i) for i in range(2 * MAX_DOWNLOADS)]
+    silent = [server.device(f"a{i}", seed=i) for i in range(2 * MIN_DOWNLOADS)]
     honest = [server.device(f"b{i}", seed=i) for i in range(2)]
     server.gather(len(silent) + 2)
     for device in silent:
@@ -1117,8 +1168,9 @@ def test_devices_that_promise_and_do_not_send_hold_up_no_other(server: Server) -
     assert {answers[device.name].status for device in silent} == {"late"}
 
 
+@pytest.mark.usefixtures("a_small_server")
 def test_one_that_stalls_for_a_while_is_still_collected(server: Server) -> None:
-    silent = [server.device(f"a{i}", seed=i) for i in range(MAX_DOWNLOADS)]
+    silent = [server.device(f"a{i}", seed=i) for i in range(MIN_DOWNLOADS)]
     other = server.device("b", seed=9)
     server.gather(len(silent) + 1)
     begin_s = server.world.now_s + 2 * STALL_S
@@ -1131,9 +1183,10 @@ def test_one_that_stalls_for_a_while_is_still_collected(server: Server) -> None:
     server.assert_ok(server.run([*silent, other]), *silent, other)
 
 
+@pytest.mark.usefixtures("a_small_server")
 def test_worthless_chunks_do_not_keep_a_transfer_alive(server: Server) -> None:
     """Else four devices that send nothing but nonsense would keep all others out."""
-    bad = [server.device(f"a{i}", seed=i) for i in range(MAX_DOWNLOADS)]
+    bad = [server.device(f"a{i}", seed=i) for i in range(MIN_DOWNLOADS)]
     honest = server.device("b", seed=9)
     server.gather(len(bad) + 1)
     sent_s = 0.0
@@ -1243,6 +1296,36 @@ def test_stopping_does_not_wait_for_ever(server: Server) -> None:
     assert silent.received[-1] == Stop("s", "over")
 
 
+@pytest.mark.parametrize("pause_s", [ACCOUNTS_S / 2, 2 * ACCOUNTS_S])
+def test_accounts_that_come_one_after_the_other_are_waited_for(
+    server: Server, pause_s: float
+) -> None:
+    """As long as another comes soon enough, and not for ever."""
+    due: list[tuple[float, Device]] = []
+
+    class Slow(Device):
+        def on(self, message: Message) -> None:
+            super().on(message)
+            if isinstance(message, Stop):
+                due.append((server.world.now_s + (len(due) + 1) * pause_s, self))
+
+    def tell() -> None:
+        while due and due[0][0] <= server.world.now_s:
+            due.pop(0)[1].mailbox.send(Account("s", [MOVED]))
+
+    for index in range(30):
+        Slow(server.world, f"d{index:02}", MODEL)
+    server.gather(30)
+    server.world.actors.append(tell)
+    began_s = server.world.now_s
+    told = server.exchange.stop("over")
+    if pause_s > ACCOUNTS_S:
+        assert told == {}
+    else:
+        assert len(told) == pytest.approx(MAX_ACCOUNTS_S / pause_s, abs=2)
+        assert server.world.now_s - began_s == pytest.approx(MAX_ACCOUNTS_S, abs=0.5)
+
+
 def test_a_device_that_comes_back_after_the_stop_is_told_of_it(server: Server) -> None:
     lost = Teller(server.world, "a", MODEL)
     silent = server.device("b")
@@ -1293,5 +1376,5 @@ def test_the_spool_of_a_round_does_not_hold_the_last_ones_updates(server: Server
     forget(devices)
     answers = server.run(devices[:1], number=2)
     server.assert_ok(answers, devices[0])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FlexmoeError, match="cannot read the update of b"):
         server.spool.get("b")

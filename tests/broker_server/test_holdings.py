@@ -86,6 +86,23 @@ def test_frames_that_two_parts_share_are_taken_once() -> None:
     assert holdings.taken_bytes == {"a": 20, "b": 0}
 
 
+def test_who_may_have_taken_other_frames_is_told_apart() -> None:
+    """Late with one round, under way with another, or planned anew."""
+    holdings = Holdings()
+    for client in ("prompt", "late", "busy", "again"):
+        holdings.given(client)
+    for client in ("prompt", "busy"):
+        holdings.worked(client, work([1], 1), [])
+    holdings.given("again")
+    holdings.worked("again", work([1], 1), [])
+    assert holdings.sure_bytes == {"prompt": 10, "busy": 10}
+    for client in ("prompt", "late", "busy"):
+        holdings.given(client)
+    for client in ("prompt", "late"):
+        holdings.worked(client, work([1], 2), [])
+    assert holdings.sure_bytes == {"prompt": 20}
+
+
 def test_the_frames_of_work_are_those_of_all_its_contents() -> None:
     assert len(frames_of(work([1, 3], 1))) == 4
     assert frames_of(make_assign([1, 3])) == []

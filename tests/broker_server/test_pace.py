@@ -17,7 +17,7 @@ from broker_server.work import Answer, Observed
 from tests.broker_server.sample_model import make_assign, make_report
 
 PASSES = 600
-DEMAND = Demand(3, 60.0, 0, Moves(4000, 1100), Moves(4000, 1100))
+DEMAND = Demand(3, 60.0, Moves(4000, 1100), Moves(4000, 1100))
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e-300, 1e300]
 
 

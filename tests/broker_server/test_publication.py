@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.history import FRAME_COST_BYTES
-from broker_server.publication import Publication, parts_of
+from broker_server.publication import Publication, changed_kinds, parts_of
 from edge_runtime.artifact import build_part
 from edge_runtime.codec import PRESETS, Preset, known_codecs
 from edge_runtime.errors import FlexmoeError
@@ -27,8 +27,22 @@ SPARSE = Preset("raw", "topk(0.05)", "fp16")
 MODEL = random_model(0, big=40)
 
 
-def publication(codings: Preset = LOSSY, whole_every: int = 0, seed: int = 3) -> Publication:
-    return Publication(codings, whole_every, seed)
+class Stepwise(Publication):
+    """Finds out itself what has changed since the last round."""
+
+    last: ModelParts
+
+    def begin(self, model: ModelParts, codecs: Collection[str]) -> ModelParts:
+        self.last = super().begin(model, codecs)
+        return self.last
+
+    def step(self, model: ModelParts, number: int, codecs: Collection[str]) -> ModelParts:
+        changed, self.last = changed_kinds(self.last, model), model
+        return self.publish(model, changed, number, codecs)
+
+
+def publication(codings: Preset = LOSSY, whole_every: int = 0, seed: int = 3) -> Stepwise:
+    return Stepwise(codings, whole_every, seed)
 
 
 def trained(model: ModelParts, seed: int, experts: Collection[int], size: float) -> ModelParts:
@@ -101,7 +115,7 @@ def test_without_loss_the_published_model_is_the_servers(codings: Preset) -> Non
     follower = Follower(server)
     follower.follow(MODEL)
     model = trained(MODEL, 1, [0, 2], 0.1)
-    assert_equal(server.publish(model, 1, CODECS), model)
+    assert_equal(server.step(model, 1, CODECS), model)
     taken = follower.follow(model)
     assert [len(taken[kind].frames) for kind in KINDS] == [1, 1, 1, 0, 1, 0]
     assert not any(artifact.base for artifact in taken.values())
@@ -117,7 +131,7 @@ def test_what_a_step_loses_comes_with_a_later_one(codings: Preset) -> None:
     for number in range(1, 60):
         # After some rounds only tiny changes come: the published model goes on to follow.
         model = trained(model, number, range(4), 0.1 if number < 10 else 1e-7)
-        after = server.publish(model, number, CODECS)
+        after = server.step(model, number, CODECS)
         taken = follower.follow(after)
         assert all(len(artifact.frames) == 1 for artifact in taken.values())
         lost.append(
@@ -131,15 +145,15 @@ def test_a_part_that_is_as_it_was_is_not_sent_again() -> None:
     server = publication()
     model = server.begin(MODEL, CODECS)
     first = trained(model, 1, range(4), 0.1)
-    server.publish(first, 1, CODECS)
+    server.step(first, 1, CODECS)
     follower = Follower(server)
     follower.follow(server.published)  # type: ignore[arg-type]
     second = trained(first, 2, [1], 0.1)
-    after = server.publish(second, 2, CODECS)
+    after = server.step(second, 2, CODECS)
     assert (after.experts[0]["0.weight"] != second.experts[0]["0.weight"]).any()
     taken = follower.follow(after)
     assert [len(taken[kind].frames) for kind in KINDS] == [1, 1, 0, 1, 0, 0]
-    server.publish(dataclasses.replace(second, gate=second.gate.copy()), 3, CODECS)
+    server.step(dataclasses.replace(second, gate=second.gate.copy()), 3, CODECS)
     assert not any(artifact.frames for artifact in follower.follow(after).values())
 
 
@@ -148,7 +162,7 @@ def test_the_same_seed_publishes_the_same() -> None:
     for seed in (1, 1, 2):
         server = publication(Preset("int4", "int4", "int8"), seed=seed)
         model = server.begin(MODEL, CODECS)
-        runs.append((model, server.publish(trained(MODEL, 1, range(4), 0.1), 1, CODECS)))
+        runs.append((model, server.step(trained(MODEL, 1, range(4), 0.1), 1, CODECS)))
     for one, other in zip(runs[0], runs[1], strict=True):
         assert_equal(one, other)
     assert (runs[0][1].gate != runs[2][1].gate).any()
@@ -159,18 +173,43 @@ def test_the_same_seed_publishes_the_same() -> None:
 def test_a_resumed_server_publishes_the_same(codings: Preset, whole_every: int) -> None:
     one = publication(codings, whole_every)
     models = [one.begin(MODEL, CODECS)]
-    after = models[:]
+    after, ways = models[:], [one.ways]
     for number in range(1, 7):
         models.append(trained(models[-1], number, [number % 4], 0.1))
-        after.append(one.publish(models[-1], number, CODECS))
+        after.append(one.step(models[-1], number, CODECS))
+        ways.append(one.ways)
     other = publication(codings, whole_every)
-    other.resume(after[2], models[2])
+    other.resume(after[2], ways[2])
     assert other.published is after[2]
+    other.last = models[2]
     follower = Follower(other)
     follower.follow(after[2])
     for number in range(3, 7):
-        assert_equal(other.publish(models[number], number, ["raw"]), after[number])
+        assert_equal(other.step(models[number], number, CODECS), after[number])
+        assert other.ways == ways[number]
         follower.follow(after[number])
+
+
+@pytest.mark.parametrize("codings", [LOSSY, SPARSE, PRESETS["default"], PRESETS["narrow"]])
+def test_a_resumed_server_leads_all_devices_as_before(codings: Preset) -> None:
+    """Also those that hold nothing: its frames are not forgotten."""
+    one = publication(codings)
+    model = one.begin(MODEL, CODECS)
+    old = Follower(one)
+    old.follow(model)
+    for number in range(1, 4):
+        model = trained(model, number, range(4), 0.1)
+        one.step(model, number, CODECS)
+    other = publication(codings)
+    other.resume(one.published, one.ways)  # type: ignore[arg-type]
+    for held in ((), {name for name, _ in old.held.values()}):
+        for kind in KINDS:
+            way = one.artifact(kind, held, CODECS)
+            assert other.artifact(kind, held, CODECS) == way
+            assert all(other.find(ref.digest) == one.find(ref.digest) for ref in way.frames)
+    old.published = other
+    old.follow(one.published)  # type: ignore[arg-type]
+    Follower(other).follow(one.published)  # type: ignore[arg-type]
 
 
 def test_every_so_many_rounds_what_changed_is_sent_without_loss() -> None:
@@ -180,7 +219,7 @@ def test_every_so_many_rounds_what_changed_is_sent_without_loss() -> None:
     follower.follow(model)
     for number in range(1, 5):
         model = trained(model, number, [0], 0.1)
-        after = server.publish(model, number, CODECS)
+        after = server.step(model, number, CODECS)
         taken = follower.follow(after)
         whole = number % 2 == 0
         assert (after.experts[0]["0.weight"] == model.experts[0]["0.weight"]).all() == whole
@@ -192,9 +231,10 @@ def test_every_so_many_rounds_what_changed_is_sent_without_loss() -> None:
 def test_a_change_that_no_codec_bears_is_sent_without_loss(codings: Preset) -> None:
     server = publication(codings)
     low = dataclasses.replace(MODEL, gate=np.full_like(MODEL.gate, -3e38))
-    server.resume(low, low)
+    server.resume(low, {})
+    server.last = low
     high = dataclasses.replace(MODEL, gate=np.full_like(MODEL.gate, 3e38))
-    assert_equal(server.publish(high, 1, CODECS), high)
+    assert_equal(server.step(high, 1, CODECS), high)
     Follower(server).follow(high)
 
 
@@ -218,7 +258,7 @@ def after_rounds(server: Publication, rounds: int) -> tuple[list[bytes], list[in
     versions, steps = [follower.take("expert:0").digest], []
     for number in range(1, rounds + 1):
         model = trained(model, number, [0], 0.1)
-        server.publish(model, number, CODECS)
+        server.step(model, number, CODECS)
         taken = follower.take("expert:0")
         assert taken.base == versions[-1] and len(taken.frames) == 1
         versions.append(taken.digest)
@@ -257,7 +297,7 @@ def test_a_device_is_sent_nothing_that_it_cannot_decode(codecs: list[str]) -> No
         knows_all.follow(server.published)  # type: ignore[arg-type]
         knows_few.follow(server.published)  # type: ignore[arg-type]
         model = trained(model, number, range(4), 0.1)
-        server.publish(model, number, ["raw", "int8", "zlib"])
+        server.step(model, number, ["raw", "int8", "zlib"])
     assert knows_all.take("expert:0").base and not knows_few.take("expert:0").base
 
 
@@ -266,7 +306,7 @@ def test_frames_use_no_compressor_that_one_lacks() -> None:
         server = publication(Preset("raw", "int8+zip", "fp16"))
         model = server.begin(MODEL, shared)
         base = {server.artifact("expert:0", (), CODECS).digest}
-        server.publish(trained(model, 1, [0], 0.1), 1, shared)
+        server.step(trained(model, 1, [0], 0.1), 1, shared)
         (ref,) = server.artifact("expert:0", base, CODECS).frames
         frame = server.find(ref.digest)
         assert frame is not None and frame.needs == {"int8", used}
@@ -287,10 +327,10 @@ def test_a_change_of_which_nothing_is_left_makes_no_version() -> None:
     server.begin(zero, CODECS)
     held = {server.artifact("gate", (), CODECS).digest}
     negative = dataclasses.replace(zero, gate=-zero.gate)
-    assert_equal(server.publish(negative, 1, CODECS), zero)
+    assert_equal(server.step(negative, 1, CODECS), zero)
     assert server.artifact("gate", held, CODECS).frames == []
     more = dataclasses.replace(zero, gate=zero.gate + np.float32(0.5))
-    assert server.publish(more, 2, CODECS).gate == pytest.approx(more.gate, abs=1e-3)
+    assert server.step(more, 2, CODECS).gate == pytest.approx(more.gate, abs=1e-3)
     assert len(server.artifact("gate", held, CODECS).frames) == 1
 
 
@@ -314,7 +354,7 @@ def test_all_who_take_a_part_hold_the_same_bits(
     followers = [Follower(server), Follower(server, ["raw", "zlib"]), Follower(server)]
     for number, (experts, present, forgotten) in enumerate(steps, 1):
         model = trained(model, number, experts, 0.1)
-        after = server.publish(model, number, CODECS)
+        after = server.step(model, number, CODECS)
         followers[0].held.pop(forgotten, None)
         for follower, there in zip(followers, present, strict=True):
             if there:

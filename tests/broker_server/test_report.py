@@ -234,19 +234,50 @@ def test_budgets_have_a_table_where_there_are_any(tmp_path: Path) -> None:
     title = "Bytes a round: asked and got"
     mean, most = up + down + 25_000, up + down + 50_000
     assert row(lines, title, "device-00")[1:] == [
-        "int4+zip", human_bytes(40_000), human_bytes(mean), human_bytes(most), "1 of 2",
+        str(len(first.clients[0].experts)), "int4+zip", human_bytes(40_000), human_bytes(mean),
+        human_bytes(most), "1 of 2", "round 2",
     ]  # fmt: skip
     assert title not in shown([first])
     assert report(tmp_path, rounds)["final"]["budgets"] == {
         "device-00": {
+            "experts": len(first.clients[0].experts),
             "codec": "int4+zip",
             "asked_bytes": 40_000,
             "mean_bytes": mean,
             "most_bytes": most,
             "rounds": 2,
             "over": 1,
+            "last_over": 2,
         }
     }
+
+
+def test_rounds_without_a_report_that_counts_are_not_judged(tmp_path: Path) -> None:
+    """Their bytes come with the account of a later report."""
+    own = replace(client_round("device-00"), budget_bytes=40_000)
+    late = replace(late_client("device-00"), budget_bytes=40_000)
+    more = BytesRow("device", "device-00", "down", "gate", 50_000, 50_000, 0)
+    double = [*round_record(2).bytes, more]
+    rounds = [
+        replace(round_record(1), clients=[late], bytes=double),
+        replace(round_record(2), clients=[own], bytes=double),
+        replace(round_record(3), clients=[own]),
+    ]
+    got = report(tmp_path, rounds)["final"]["budgets"]["device-00"]
+    assert (got["rounds"], got["over"], got["last_over"]) == (1, 0, 0)
+    assert got["mean_bytes"] == got["most_bytes"] == 30_000 + 10 * 58 + 100
+    judged = report(tmp_path, [rounds[1]])["final"]["budgets"]["device-00"]
+    assert (judged["rounds"], judged["over"]) == (1, 1)
+    never = report(tmp_path, rounds[:1])["final"]["budgets"]["device-00"]
+    assert (never["rounds"], never["mean_bytes"], never["most_bytes"]) == (0, None, None)
+    cells = row(shown(rounds[:1]), "Bytes a round: asked and got", "device-00")
+    assert cells[-4:] == ["-", "-", "0 of 0", "never"]
+
+
+def test_rounds_without_work_cost_nothing_in_the_mean(tmp_path: Path) -> None:
+    idle = replace(round_record(2), clients=[])
+    links = report(tmp_path, [round_record(1), idle])["final"]["links"]
+    assert links == report(tmp_path, [round_record(1)])["final"]["links"]
 
 
 def test_a_mean_round_is_priced_on_each_link(tmp_path: Path) -> None:
@@ -296,15 +327,19 @@ def test_counts_that_differ_are_a_table(tmp_path: Path) -> None:
     lines = shown([round_record(1)], agreement=[*GOOD, NONE, BAD])
     title = "Bytes counted twice"
     assert row(lines, title, "down, frames") == [
-        "down, frames: devices received",  # and on the next line: server planned
-        "1,000,000", "900,000", "+100,000 (10.000 %)", "DIFFER",
+        "down, frames", "1,000,000", "900,000", "+100,000 (10.000 %)", "DIFFER",
     ]  # fmt: skip
+    assert "down, frames: devices received / server planned" in lines
     assert row(lines, title, "up, payload")[-1] == "agree"
-    table = " ".join(lines[lines.index(title) :])
-    assert "not compared:" in table and "no counters" in table
+    assert row(lines, title, "broker out")[1:] == ["-", "-", "-", "not compared"]
+    assert "broker out: not compared: no counters" in lines
     (*_, none, bad) = report(tmp_path, [round_record(1)], [*GOOD, NONE, BAD])["final"]["agreement"]
     assert (none["agrees"], none["difference"], none["why"]) == (None, None, "no counters")
     assert (bad["agrees"], bad["difference_bytes"], bad["difference"]) == (False, 100_000, 0.1)
+
+
+def test_titles_stay_on_one_line() -> None:
+    assert "Dropped messages" in shown([replace(round_record(1), drops={"late": 1})])
 
 
 def test_kinds_come_in_the_order_of_a_round() -> None:

@@ -146,3 +146,35 @@ def test_invented_names_do_not_fill_the_memory(
     assert [type(roster.admit(name, HELLO)) for name in "abc"] == [Welcome, Welcome, Reject]
     assert roster.admit("b", HELLO) == WELCOME
     assert roster.present == ["a", "b"]
+
+
+def test_who_left_without_having_worked_makes_room(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster_module, "MAX_CLIENTS", 3)
+    for name in "abc":
+        roster.admit(name, HELLO)
+    roster.worked("a")
+    for name in "acb":
+        roster.leave(name)
+    assert isinstance(roster.admit("d", hello(samples=0)), Reject)  # no reason to forget anyone
+    assert all(name in roster for name in "abc")
+    assert roster.admit("d", HELLO) == WELCOME
+    assert "c" not in roster and "a" in roster and "b" in roster  # the one that left first
+    assert roster.admit("b", HELLO) == WELCOME  # it is back, and stays
+    assert isinstance(roster.admit("e", HELLO), Reject)
+    assert roster.admit("a", HELLO) == WELCOME
+    assert roster.present == ["a", "b", "d"] and roster.count == 3
+
+
+def test_a_device_that_worked_and_was_refused_is_as_new(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster_module, "MAX_CLIENTS", 1)
+    roster.admit("a", HELLO)
+    roster.worked("a")
+    roster.admit("a", hello(samples=0))
+    assert roster.count == 0
+    roster.admit("a", HELLO)
+    roster.leave("a")
+    assert roster.admit("b", HELLO) == WELCOME and "a" not in roster

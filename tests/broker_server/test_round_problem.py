@@ -174,3 +174,16 @@ def test_the_file_goes_to_fixed_and_rows_are_places(tmp_path: Path) -> None:
     np.save(tmp_path / "X.npy", table[:, :3])
     with pytest.raises(ConfigError, match="is for 3 experts, the model has 4"):
         decide(problem())
+
+
+def test_dear_experts_come_after_all_others() -> None:
+    """In their own order, where a client has a budget; what others think is as it was."""
+    settings = experiment()
+    scores = Scores.of(STATE, CLIENTS, settings)
+    dear = np.array([False, False, True, True])
+    made = round_problem(STATE, scores, SAMPLES, CAPACITY, PLACES, settings, {"a": dear})
+    a, b = made.quality
+    plain = problem().quality
+    assert a[~dear].tolist() == plain[0, ~dear].tolist() and b.tolist() == plain[1].tolist()
+    assert a[dear].max() < min(plain.min(), a[~dear].min())
+    assert a[3] - a[2] == pytest.approx(plain[0, 3] - plain[0, 2])

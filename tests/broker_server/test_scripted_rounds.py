@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from broker_server import load
-from broker_server.demand import Demand
 from broker_server.experiment import Experiment
 from broker_server.holdings import frames_of
 from broker_server.record import RoundRecord
@@ -248,28 +247,6 @@ def test_a_fixed_row_stays_with_its_client_whoever_takes_part(tmp_path: Path) ->
         assert rows(record) == {
             c.client: row_of(list(SIZES).index(c.client)) for c in record.clients
         }
-
-
-# --- the byte budget -----------------------------------------------------------------------------
-
-
-def test_a_byte_budget_is_kept_by_fewer_experts(tmp_path: Path) -> None:
-    wire = {"uplink": "raw", "downlink": "fp16"}
-    demand = Demand.of(MODEL, experiment(wire=wire))
-    budget = demand.moved_bytes(2) - 1
-    fleet = Fleet(tmp_path, experiment(round={"byte_budget": budget}, wire=wire))
-    fleet.run(1)
-    assert [len(client.experts) for client in fleet.records[0].clients] == [1] * 4
-    for name in SIZES:
-        sent_bytes = sum(
-            row.payload_bytes
-            for row in fleet.records[0].bytes
-            if (row.side, row.client, row.direction) == ("server", name, "up")
-            and row.kind != "control"
-        )
-        assert demand.up_bytes(1) <= sent_bytes < demand.up_bytes(2)
-    assert len(fleet.records[0].events) == len(SIZES)
-    assert all("its link allows no more" in event for event in fleet.records[0].events)
 
 
 # --- the server's egress -------------------------------------------------------------------------

@@ -58,3 +58,13 @@ def test_a_disk_that_refuses_is_explained(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     with pytest.raises(FlexmoeError, match=r"cannot keep the updates in .*; free some space"):
         Spool(tmp_path / "spool").put("a", b"x")
+    with pytest.raises(FlexmoeError, match=r"cannot remove the updates in .*; check who may write"):
+        Spool(tmp_path / "spool").clear()
+
+
+def test_an_update_that_is_gone_is_explained(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.put("a", b"x")
+    spool.clear()
+    with pytest.raises(FlexmoeError, match=r"cannot read the update of a back .*; check that disk"):
+        spool.get("a")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.capacity import Cap
+from broker_server.history import Frame, Step
 from broker_server.state import State
 from edge_runtime.blob import digest
 from edge_runtime.errors import DataError
@@ -69,6 +70,21 @@ def test_what_was_published_comes_back() -> None:
     assert State.from_bytes(DATA).published is None
 
 
+def test_the_ways_to_what_was_published_come_back() -> None:
+    ways = {
+        "gate": (
+            Step(b"", Frame.of("gate", b"whole", ["fp16", "zlib"])),
+            Step(b"d" * 16, Frame.of("gate", b"a delta", ["int4"])),
+        ),
+        "expert:11": (Step(b"e" * 16, Frame.of("expert:11", bytes(1000), [])),),
+    }
+    state = dataclasses.replace(STATE, ways=ways, unsent=("gate", "expert:3"))
+    back = State.from_bytes(state.to_bytes())
+    assert back.ways == ways and back.unsent == ("gate", "expert:3")
+    assert back.to_bytes() == state.to_bytes()
+    assert State.from_bytes(DATA).ways == {} and State.from_bytes(DATA).unsent == ()
+
+
 def test_a_published_model_that_is_the_model_is_stored_once() -> None:
     same = random_model(0, experts=12)
     data = dataclasses.replace(STATE, published=same).to_bytes()
@@ -112,5 +128,10 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     packed = msgpack.packb({"version": 1})
-    with pytest.raises(DataError, match="version 1, this release reads 4"):
+    with pytest.raises(DataError, match="version 1, this release reads 5"):
         State.from_bytes(digest(packed) + packed)
+
+
+def test_whose_updates_counted_comes_back() -> None:
+    state = dataclasses.replace(STATE, counted={"device-0": 3, "device-1": 1})
+    assert State.from_bytes(state.to_bytes()).counted == state.counted

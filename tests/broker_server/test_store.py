@@ -255,6 +255,29 @@ def test_the_end_of_a_run_adds_to_the_last_round_and_keeps_the_checkpoint(tmp_pa
         assert list(store.agreement()) == ENDED
 
 
+def test_what_was_shown_of_a_round_is_without_the_end_of_the_run(tmp_path: Path) -> None:
+    """Of each part of a run that was interrupted and went on."""
+    shown = [round_record(1), troubled_record(2), round_record(3)]
+    drops = [{"stale": 4}, {"malformed": 2, "stale": 3, "oversized": 1}, {}]
+    closed = [
+        replace(
+            record, downlink_bytes=record.downlink_bytes + 70 * n, egress_bytes=5, drops=dropped
+        )
+        for n, (record, dropped) in enumerate(zip(shown, drops, strict=True))
+    ]
+    with Store.create(tmp_path) as store:
+        for number in (0, 1):
+            store.write_round(shown[number])
+            store.write_final(closed[number], [])
+            store.write_final(closed[number], ENDED)
+        store.write_round(shown[2])
+        assert store.rounds() == 3
+        assert plain(store.records()) == plain([*closed[:2], shown[2]])
+        assert plain(store.finished(store.records())) == plain(shown)
+        store.write_round(shown[1])
+        assert plain(store.finished(store.records())) == plain(shown[:2])
+
+
 def test_how_counts_agreed_is_of_the_run_that_ended(tmp_path: Path) -> None:
     with Store.create(tmp_path) as store:
         assert list(store.agreement()) == []

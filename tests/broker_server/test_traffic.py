@@ -167,7 +167,7 @@ def test_the_links_of_all_rounds_add_up_to_the_devices_sockets(
         world.devices[name].send(message)
     sent = {name: world.links[name].sent_bytes - moved[name][0] for name in last}
     world.listen()
-    closing = world.traffic.close(last)
+    closing = world.traffic.close(last, {})
     rows += link_rows(closing.rows)
     up, down = up + closing.uplink_bytes, down + closing.downlink_bytes
     assert (
@@ -207,6 +207,21 @@ def test_a_silent_device_counts_with_what_the_server_saw() -> None:
     assert cut.uplink_bytes == said.wire_bytes - 4  # without the broker's acknowledgement
     assert cut.downlink_bytes == 0
     assert not any(row.kind == CONNECTION for row in link_rows(cut.rows))
+
+
+def test_what_a_silent_device_said_before_is_in_the_end() -> None:
+    world = World(["ann", "bob"])
+    last = {"ann": Account("s", [Moved("gate", 1, 2, 1, 3, 4, 1)])}
+    closing = world.traffic.close(last, {"bob": [Moved("gate", 10, 20, 1, 30, 40, 1)]})
+    assert [row for row in closing.rows if row.side == "device" and row.kind == "gate"] == [
+        BytesRow("device", "ann", "down", "gate", 3, 4, 1),
+        BytesRow("device", "ann", "up", "gate", 1, 2, 1),
+        BytesRow("device", "bob", "down", "gate", 30, 40, 1),
+        BytesRow("device", "bob", "up", "gate", 10, 20, 1),
+    ]
+    # Only a last word travelled.
+    control = [row.client for row in closing.rows if row.side == "device" and row.kind == "control"]
+    assert control == ["ann"]
 
 
 def test_what_the_end_moves_goes_with_the_last_round() -> None:

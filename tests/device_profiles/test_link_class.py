@@ -48,4 +48,4 @@ def test_every_constant_says_where_it_is_from() -> None:
         for name, figure in link.figures.items():
             assert figure.value > 0 and len(figure.source) > 5, name
     assert LINKS["lora"].figures["duty cycle"].value == 0.01
-    assert LINKS["wifi"].latency_s is None
+    assert LINKS["wifi"].duty_cycle is None

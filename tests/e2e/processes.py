@@ -203,7 +203,7 @@ def learned(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def fingerprint(folder: Path) -> dict[str, int]:
     """The files of a folder with the times of their last change."""
-    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
+    return {p.name: p.stat().st_mtime_ns for p in sorted(folder.iterdir()) if p.is_file()}
 
 
 def established(pid: int, port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -12,24 +13,27 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_runtime.mailbox import UNKNOWN, all_topic, down_topic, up_topic
+from edge_runtime.ledger import EVERYONE, NOBODY
+from edge_runtime.mailbox import UNKNOWN
 from edge_runtime.messages import (
     DIGEST_BYTES,
     MAX_MESSAGE_BYTES,
-    Assign,
+    Account,
+    Artifact,
     BlobRef,
     Chunk,
     Failed,
     Fetch,
+    Holding,
     Message,
     Received,
     Reject,
-    Report,
     Stop,
     Want,
     Welcome,
     pack,
 )
+from edge_runtime.topics import all_topic, blob_topic, down_topic, up_topic
 from tests.e2e.conftest import PAIR, PAIR_ROUNDS
 from tests.e2e.processes import (
     KERNEL_S,
@@ -43,6 +47,7 @@ from tests.e2e.processes import (
     select,
     settings,
 )
+from tests.edge_runtime.examples import ASSIGN, REPORT
 
 ENDLESS = 100_000
 """Rounds of a run that the test ends itself."""
@@ -59,6 +64,8 @@ def test_a_device_that_dies_is_left_out_and_may_come_back(
 ) -> None:
     out, port, name = tmp_path / "out", free_port(), "device-01"
     changes = {"data.devices": 3, "rounds": ENDLESS, "round.rejoin_s": 0.5, "broker.port": port}
+    # With more it would be given fewer when it is back, and so another program.
+    changes["model.experts_per_device"] = 1
     run = workshop.start("run", experiment, *settings(changes), out=out)
     run.wait_for(lambda: run.rounds() >= 2)
     workshop.device(name).send_signal(signal.SIGKILL)
@@ -73,6 +80,11 @@ def test_a_device_that_dies_is_left_out_and_may_come_back(
     data = out / "data" / f"{name}.npz"
     again = workshop.start("device", "--broker", f"127.0.0.1:{port}", "--id", name, "--data", data)
     run.wait_for(lambda: statuses(out, name)[dead:].count("ok") >= 2)
+    # Its programs were still on its disk; all parts were lost with its memory.
+    came = f"""SELECT DISTINCT kind FROM bytes WHERE side = 'device' AND client = '{name}'
+        AND direction = 'down' AND payload_bytes > 0 AND round > {after}"""
+    kinds = {kind for (kind,) in select(out, came)}
+    assert {"backbone", "gate"} <= kinds and "program" not in kinds
 
     run.signal(signal.SIGINT)
     assert run.finish().code == 130
@@ -177,7 +189,10 @@ def test_strangers_change_nothing(
     assert ("oversized" in dropped) == (broker_kind == "mosquitto")
     assert 50 < sum(dropped.values()) <= sent
     # Whatever name a stranger takes, its bytes are on nobody's account but their own.
-    assert set(report["final"]["bytes_by_client"]) == {"", UNKNOWN, "device-00", "device-01"}
+    names = {"device-00", "device-01"}
+    assert set(report["final"]["bytes_by_client"]) == names
+    booked = select(out, "SELECT DISTINCT client FROM bytes WHERE side = 'server'")
+    assert {client for (client,) in booked} == {NOBODY, EVERYONE, UNKNOWN} | names
     assert select(out, "SELECT sum(count) FROM drops") == [(sum(dropped.values()),)]
 
 
@@ -235,13 +250,23 @@ def stranger(name: str, port: int) -> Iterator[paho.Client]:
 def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     """Topics and payloads: no messages at all, and good ones at the wrong time or place."""
     digest = bytes(range(DIGEST_BYTES))
-    ref = BlobRef("backbone", digest, 1000)
-    huge = BlobRef("backbone", digest, 1 << 30)
     other = "another-session"
-    report = Report(other, 1, 1, [0, 1], [5, 5], [0.1, 0.1], [5, 5], 0.1, 1, 1, {}, [ref])
-    rates = (0.1, 0.9, 0.0, 0.9, 0.999, 1e-8, 0.0)
-    blobs = (huge, huge, ref, ref, [ref, ref])
-    work = Assign(other, 1, 1, [0, 1], *blobs, False, 1, 8, "sgd", *rates, 1)
+    report = dataclasses.replace(
+        REPORT, session=other, round=1, experts=[0, 1], update=BlobRef(digest, 1000)
+    )
+    huge = Artifact(digest, b"", [BlobRef(digest, 1 << 30)])
+    small = Artifact(digest, b"", [BlobRef(digest, 1000)])
+    work = dataclasses.replace(
+        ASSIGN,
+        session=other,
+        round=1,
+        experts=[0, 1],
+        training_program=huge,
+        evaluation_program=huge,
+        backbone=small,
+        gate=small,
+        expert_parts=[small, small],
+    )
     garbage = [
         b"",
         b"\xff" * 100,
@@ -252,21 +277,24 @@ def hostile_messages(answers: bool) -> list[tuple[str, bytes]]:
     to_server: list[Message] = [
         report,
         Failed(other, 1, 1, "no", 0),
-        Chunk(digest, 0, 1, 1000, bytes(1000)),
+        Chunk(digest, 0, bytes(1000)),
         Fetch([Want(digest, 0, 4096)]),
+        Holding(other, 1, 1, [digest]),
+        Account(other, report.account),
         Stop(other, "the end"),
     ]
     to_device: list[Message] = [
         work,
         Stop(other, "the end"),
         Received(other, 1, 1),
-        Chunk(digest, 3, 4, 1000, bytes(250)),
+        Chunk(digest, 3, bytes(250)),
         Fetch([Want(digest, 0, 4096)]),
         report,
     ]
-    to_device += [Welcome(other), Reject(other, "go away")] if answers else []
+    to_device += [Welcome(other, 4096, True), Reject(other, "go away")] if answers else []
     messages = [(all_topic("default"), payload) for payload in garbage]
     messages += [(all_topic("default"), pack(message)) for message in to_device]
+    messages += [(blob_topic("default", digest, index), bytes(250)) for index in range(3)]
     for name in ("device-00", "device-01", "nobody"):
         messages += [(up_topic("default", name), payload) for payload in garbage]
         messages += [(up_topic("default", name), pack(message)) for message in to_server]

@@ -58,6 +58,7 @@ def assign(experts: list[int], frames: int = 1) -> Assign:
         session=SESSION,
         round=117,
         attempt=1,
+        counted=116,
         experts=experts,
         training_program=held(1),
         evaluation_program=held(2),

@@ -321,6 +321,7 @@ class Stage:
             session="s",
             round=number,
             attempt=1,
+            counted=number - 1,
             experts=list(experts),
             training_program=self.program(self.programs[0]),
             evaluation_program=self.program(self.programs[1]),

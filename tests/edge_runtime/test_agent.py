@@ -214,6 +214,12 @@ def test_the_same_work_again_is_answered_without_training_again(stage: Stage) ->
         stage.say(assign)
         first = yield from stage.hear(Report)
         steps = stage.trainer.steps
+        stage.say(assign)  # for a hello that was said before the report
+        yield from stage.rest(2)
+        assert stage.count(Report) == 0
+        stage.say(Rollcall("s"))  # the server lost its connection, and the report
+        yield from stage.hear(Hello)
+        stage.welcome()
         stage.say(assign)
         again = yield from stage.hear(Report)
         assert again == first and stage.trainer.steps == steps
@@ -275,6 +281,53 @@ def test_the_same_work_said_again_does_not_disturb_training(stage: Stage) -> Non
         assert stage.trainer.steps == 4 * STEPS_AN_EPOCH and len(stage.trainer.given) == 1
         yield from stage.rest(2)
         assert stage.count(Report) == 0
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_late_work_does_not_take_the_place_of_newer(stage: Stage) -> None:
+    """Work of round 1 comes again while round 2 is at work, with and without a roll call."""
+    model = make_model(0, stage.layout)
+    first = stage.make_assign(model, epochs=2)
+    second = stage.make_assign(model, number=2, epochs=4)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(first)
+        yield from stage.hear(Report)
+        steps = stage.trainer.steps
+        stage.say(second)
+        yield from in_training(stage)
+        stage.say(first)
+        yield from in_training(stage)
+        assert stage.mailbox.drops == {(NAME, "stale"): 1}
+        stage.say(Rollcall("s"))
+        stage.say(first)  # was on its way, when the server called
+        stage.say(second)
+        report = yield from stage.hear(Report)
+        assert report.round == 2
+        assert stage.trainer.steps == steps + 4 * STEPS_AN_EPOCH  # it went on
+        stage.say(Stop("s", "done"))
+        yield
+
+    stage.play(script())
+
+
+def test_a_resumed_server_may_go_back(stage: Stage) -> None:
+    model = make_model(0, stage.layout)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(stage.make_assign(model, number=3))
+        yield from stage.hear(Report)
+        stage.say(Rollcall("s"))
+        yield from stage.hear(Hello)
+        stage.welcome()
+        stage.say(stage.make_assign(model, number=2))
+        report = yield from stage.hear(Report)
+        assert report.round == 2
         stage.say(Stop("s", "done"))
         yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +90,40 @@ def test_a_part_that_is_too_large_is_refused_before_it_is_made() -> None:
     assert len(frame) < 1 << 14
     with pytest.raises(WireError, match="oversized"):
         build_part(Artifact(b"?" * 16, b"", []), None, [frame], max_bytes=1 << 20)
+
+
+LARGE = {"a": (1024, 1023), "b": (1024, 1024), "c": (7,)}
+
+
+@pytest.mark.parametrize("specs", ["raw", "raw+zlib", "raw+zstd", "fp16+zip", "int8+zip", "int4"])
+@pytest.mark.parametrize("deltas", [0, 1, 2])
+def test_a_large_part_takes_its_own_memory_and_little_more(specs: str, deltas: int) -> None:
+    source = np.random.default_rng(3)
+    draws = [
+        {name: source.normal(size=shape).astype(np.float32) for name, shape in LARGE.items()}
+        for _ in range(1 + deltas)
+    ]
+    frames = [coded(tensors, specs, described=not i) for i, tensors in enumerate(draws)]
+    total = decode(frames[0], None, 1 << 24)
+    for frame in frames[1:]:
+        change = decode(frame, LARGE, 1 << 24)
+        total = {name: value + change[name] for name, value in total.items()}
+    content = pack_tensors(total)
+    named = artifact(content, frames)
+    tracemalloc.start()
+    built = build_part(named, None, frames)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert built == content
+    assert peak_bytes < len(content) + (3 << 20)
+
+
+def test_sums_beyond_any_number_are_refused() -> None:
+    most = {"w": np.array([1, np.finfo(np.float32).max], np.float32)}
+    frames = [coded(most, described=True), coded(most)]
+    with pytest.raises(WireError, match="'w'") as caught:
+        build_part(Artifact(b"?" * 16, b"", []), None, frames)
+    assert caught.value.reason == "not-finite"
 
 
 @given(st.binary(max_size=300), st.sampled_from(["", *own_compressors()]))

@@ -6,7 +6,7 @@ import random
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -381,23 +381,21 @@ class Wrong(Sign):
 
 
 @pytest.fixture
-def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    here = f"{__name__}:"
-    entries = [
-        metadata.EntryPoint(name, here + value, registry.GROUP)
-        for name, value in [
-            ("sign", "Sign"),
-            ("wrong", "Wrong"),
-            ("raw", "Sign"),
-            ("zstd", "Sign"),
-            ("gone", "NoSuchClass"),
-        ]
-    ]
-
-    def entry_points(group: str) -> list[metadata.EntryPoint]:
-        return entries if group == registry.GROUP else []
-
-    monkeypatch.setattr(metadata, "entry_points", entry_points)
+def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An installed package that announces codecs."""
+    codecs = {
+        "sign": "Sign",
+        "wrong": "Wrong",
+        "raw": "Sign",
+        "zstd": "Sign",
+        "gone": "NoSuchClass",
+    }
+    lines = [f"{name} = {__name__}:{value}" for name, value in codecs.items()]
+    facts = tmp_path / "own_codecs-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: own-codecs\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("\n".join([f"[{registry.GROUP}]", *lines, ""]))
+    monkeypatch.syspath_prepend(tmp_path)
     registry._plugins.cache_clear()
     yield
     registry._plugins.cache_clear()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from edge_runtime.blob import BlobShelf, digest
 from edge_runtime.contents import Contents
+from edge_runtime.errors import FlexmoeError
 from edge_runtime.messages import MAX_HELD
 from edge_runtime.program_cache import ProgramCache
 
@@ -86,3 +89,14 @@ def test_what_is_in_use_does_not_leave() -> None:
         put(contents, "expert:3", b"3333")
         assert digest(b"1111") in contents and digest(b"2222") not in contents
     assert contents.capacity_bytes == 10
+
+
+def test_a_new_version_without_room_leaves_none_and_the_server_is_told() -> None:
+    contents = Contents(BlobShelf(10))
+    put(contents, "expert:1", b"1111")
+    contents.tell_held()
+    with pytest.raises(FlexmoeError):
+        put(contents, "expert:1", bytes(11))
+    assert contents.tell_dropped([]) == [digest(b"1111")]
+    put(contents, "expert:1", b"1112")
+    assert contents.tell_held() == [digest(b"1112")]

@@ -8,7 +8,7 @@ import pytest
 
 from edge_runtime.codec import known_codecs
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.greeting import HELLO_EVERY_S
+from edge_runtime.greeting import HELLO_EVERY_S, HELLO_MOST_S
 from edge_runtime.messages import (
     Gone,
     Hello,
@@ -106,16 +106,18 @@ def test_it_says_what_it_holds_and_how_it_is_linked(tmp_path: Path) -> None:
 
 def test_hello_is_said_until_it_is_answered(stage: Stage) -> None:
     def script() -> Script:
-        yield from stage.rest(3 * HELLO_EVERY_S + 1)
-        assert stage.count(Hello) == 4
+        yield from stage.rest(7 * HELLO_EVERY_S + 1)
+        assert stage.count(Hello) == 4  # at 0, 1, 3 and 7 times: less and less often
+        yield from stage.rest(4 * HELLO_MOST_S)
+        assert stage.count(Hello) == 8  # at 15 and 31 times, then every 60 s
         stage.welcome()
-        yield from stage.rest(5 * HELLO_EVERY_S)
-        assert stage.count(Hello) == 4
+        yield from stage.rest(2 * HELLO_MOST_S)
+        assert stage.count(Hello) == 8
         stage.say(Rollcall("s"))
         yield from stage.rest(1)
-        assert stage.count(Hello) == 5
-        yield from stage.rest(2 * HELLO_EVERY_S)
-        assert stage.count(Hello) == 7  # the answer to it is missing
+        assert stage.count(Hello) == 9
+        yield from stage.rest(3 * HELLO_EVERY_S)
+        assert stage.count(Hello) == 11  # the answer to it is missing
         stage.welcome()
         stage.say(Stop("s", "enough"))
         yield

@@ -202,8 +202,13 @@ def test_parts_check_themselves() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_not_finite(bad: float) -> None:
-    assert refused(PACKING.pack(replace(RECORD, share=bad))) == "not-finite"
-    assert refused(PACKING.pack(replace(RECORD, table={"a": bad}))) == "not-finite"
+    """Neither side lets them through: the other would drop the message without a word."""
+    assert refused(spoilt(place_of("share"), bad)) == "not-finite"
+    assert refused(spoilt(place_of("table"), {"a": bad})) == "not-finite"
+    for record in (replace(RECORD, share=bad), replace(RECORD, table={"a": bad})):
+        with pytest.raises(WireError) as caught:
+            PACKING.pack(record)
+        assert caught.value.reason == "not-finite"
 
 
 def test_an_integer_may_stand_for_a_float() -> None:

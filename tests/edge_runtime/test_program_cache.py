@@ -100,9 +100,13 @@ def test_what_is_none_of_its_files_stays_and_does_not_count(tmp_path: Path) -> N
     for name in ("README", "ab" * 15, "AB" * 16, "ab" * 17):
         (tmp_path / name).write_bytes(b"mine")
     (tmp_path / ("cd" * 16)).mkdir()
-    (tmp_path / f"{'ef' * 16}.1.part").write_bytes(b"half a prog")
+    half, coming = (tmp_path / f"{'ef' * 16}.{pid}.part" for pid in (1, 2))
+    for path in (half, coming):
+        path.write_bytes(b"half a prog")
+    os.utime(half, (0, 0))
     assert ProgramCache(tmp_path).names == []
-    assert len(list(tmp_path.iterdir())) == 5  # what a killed process left is gone
+    assert coming.exists()  # another process writes it
+    assert len(list(tmp_path.iterdir())) == 6  # what a killed process left is gone
 
 
 def test_a_folder_that_cannot_be_used_is_told_and_borne(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from edge_runtime.spare_imports import _OWN_HASHES
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +17,22 @@ from edge_runtime.spare_imports import spare_imports
 spare_imports()
 import sys
 import edge_runtime.agent, edge_runtime.mqtt, edge_runtime.shard, numpy.random
+"""
+CODECS = """
+from edge_runtime.codec import known_codecs, parse_coding
+print("double" in known_codecs(), sys.modules.get("importlib.metadata") is not None)
+"""
+DOUBLE = """
+import numpy as np
+
+class Double:
+    name, biased = "double", False
+
+    def __init__(self, argument):
+        self.argument = argument
+
+    def encode(self, tensors, rng):
+        return b"".join(tensors[name].astype("<f8").tobytes() for name in sorted(tensors))
 """
 
 
@@ -29,6 +47,38 @@ def test_a_device_loads_neither_openssl_nor_http_nor_mail() -> None:
     unused = "{'_ssl', '_hashlib', 'http.client', 'email', 'importlib.metadata'}"
     check = f"print(sorted(name for name in {unused} if sys.modules.get(name)))"
     assert python(DEVICE + check) == "[]"
+
+
+def test_codecs_of_no_other_package_load_nothing() -> None:
+    assert python(DEVICE + CODECS) == "False False"
+
+
+@pytest.mark.parametrize("kind", ["dist-info", "egg-info"])
+def test_a_codec_of_another_package_is_found(tmp_path: Path, kind: str) -> None:
+    facts = tmp_path / f"double_codec-1.0.{kind}"
+    facts.mkdir()
+    main = "METADATA" if kind == "dist-info" else "PKG-INFO"
+    (facts / main).write_text("Metadata-Version: 2.1\nName: double-codec\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(
+        "[console_scripts]\nx = y:z\n\n[flexmoe.codecs]\ndouble = double_codec:Double\n"
+    )
+    (tmp_path / "double_codec.py").write_text(DOUBLE)
+    use = """
+coding = parse_coding("double(7)")
+print(coding.codec._codec.argument, type(coding.codec._codec).__module__)
+print(len(coding.codec.encode({"w": numpy.zeros(3)}, None)))
+"""
+    shown = python(DEVICE + f"sys.path.append({str(tmp_path)!r})" + CODECS + use)
+    assert shown.splitlines() == ["True True", "7 double_codec", "24"]
+
+
+def test_packages_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    (tmp_path / "odd-1.0.dist-info" / "entry_points.txt").mkdir(parents=True)
+    near = tmp_path / "near-1.0.dist-info"
+    near.mkdir()
+    (near / "entry_points.txt").write_bytes(b"\xff[flexmoe.codecs.more]\ndouble = a:b\n")
+    paths = f"sys.path += ['', {str(tmp_path)!r}, {str(tmp_path / 'missing')!r}, 7]"
+    assert python(DEVICE + paths + CODECS) == "False False"
 
 
 def test_digests_are_the_same() -> None:

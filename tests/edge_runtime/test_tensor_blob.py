@@ -19,6 +19,7 @@ from edge_runtime.tensor_blob import (
     MAX_HEADER_BYTES,
     MAX_NAME,
     MAX_TENSORS,
+    NewBlob,
     Tensors,
     pack_shapes,
     pack_tensors,
@@ -80,6 +81,36 @@ def test_bytes_never_change() -> None:
         b"\x00\x00\x80\x3f\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
         b"\x01\x02"
     )
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=5),
+        hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+        max_size=4,
+    ),
+)
+def test_what_is_written_to_a_new_blob_is_packed(tensors: Tensors) -> None:
+    blob = NewBlob({name: value.shape for name, value in tensors.items()})
+    assert list(blob.tensors) == sorted(tensors)
+    for name, value in tensors.items():
+        assert not blob.tensors[name].any()
+        blob.tensors[name][...] = value
+    assert blob.finish() == pack_tensors(tensors)
+
+
+def test_a_new_blob_that_somebody_could_still_write_to_is_not_given_away() -> None:
+    blob = NewBlob({"w": (2,)})
+    held = blob.tensors["w"][1:]
+    with pytest.raises(BufferError):
+        blob.finish()
+    del held
+    assert blob.finish() == pack_tensors({"w": np.zeros(2, np.float32)})
+
+
+def test_a_new_blob_has_the_limits_of_any() -> None:
+    with pytest.raises(WireError, match="at most"):
+        NewBlob({"w": (MAX_BLOB_BYTES // 4,)})
 
 
 def test_memory_order_does_not_matter() -> None:

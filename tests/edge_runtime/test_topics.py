@@ -26,7 +26,9 @@ _indexes = st.integers(0, 2**32)
 
 @given(st.text(max_size=70) | st.text(_ALLOWED, max_size=70))
 def test_names(text: str) -> None:
-    assert valid_name(text) == (0 < len(text) <= 64 and set(text) <= set(_ALLOWED))
+    assert valid_name(text) == (
+        0 < len(text) <= 64 and set(text) <= set(_ALLOWED) and set(text) != {"."}
+    )
 
 
 @pytest.mark.parametrize("text", ["", "a/b", "+", "#", "*", "x" * 65, "a\n", "\u0663", "é"])

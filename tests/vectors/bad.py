@@ -16,7 +16,8 @@ MESSAGE, RAW, CODED, PROGRAM = "message", "raw tensors", "coded blob", "program 
 
 def cases(files: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each: what it claims to be, what is wrong, its bytes, and shapes if it needs any."""
-    found = [(MESSAGE, *case, None) for case in _messages(files["messages"])]
+    found: list[tuple[str, str, bytes, dict[str, list[int]] | None]] = []
+    found += [(MESSAGE, *case, None) for case in _messages(files["messages"])]
     found += [(RAW, *case, None) for case in _raw(bytes.fromhex(files["tensors"][0]["bytes"]))]
     found += [(CODED, *case) for case in _coded()]
     found += [(PROGRAM, *case, None) for case in _programs(files["programs"])]

@@ -31,7 +31,7 @@ BLOB = bytes(i * 37 % 251 for i in range(10_000))
 def main() -> None:
     """Write all files, and put the dumps into the page."""
     made = samples.rounds()
-    files = {
+    files: dict[str, Any] = {
         "messages": messages(),
         "tensors": tensors(),
         "topics": topics(),

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 from tests.vectors.plain_messages import check
-from tests.vectors.plain_tensors import Tensor, pack_floats, read_header
+from tests.vectors.plain_tensors import Tensor, pack_floats, places, read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -51,9 +51,12 @@ def inflate(data: bytes, compressor: int, most: int) -> bytes:
     if compressor == 2:
         import zstandard
 
-        size = zstandard.frame_content_size(data)
-        check(0 <= size <= most, "too long, or it does not say how long")
-        return bytes(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
+        try:
+            size = zstandard.frame_content_size(data)
+            check(0 <= size <= most, "too long, or it does not say how long")
+            return bytes(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
+        except zstandard.ZstdError:
+            raise ValueError("damaged") from None
     stream = zlib.decompressobj(-15)
     try:
         content = stream.decompress(data, most + 1)
@@ -63,8 +66,13 @@ def inflate(data: bytes, compressor: int, most: int) -> bytes:
     return content
 
 
-def open_blob(data: bytes, shapes: Shapes | None) -> tuple[int, bytes, Shapes, int]:
-    """The codec's number, the body, the shapes of a coded blob, and where the body began."""
+def open_blob(
+    data: bytes, shapes: Shapes | None, most: int = 1 << 20
+) -> tuple[int, bytes, Shapes, int]:
+    """The codec's number, the body, the shapes of a coded blob, and where the body began.
+
+    `most` bytes may its values take as float32.
+    """
     check(len(data) >= 2 and data[0] >> 4 == 1 and not data[0] & 8, "no coded blob")
     check(1 <= data[1] <= 5, "an unknown codec")
     at = 2
@@ -72,12 +80,13 @@ def open_blob(data: bytes, shapes: Shapes | None) -> tuple[int, bytes, Shapes, i
         size, at = varint(data, at)
         check(at + size <= len(data), "the description does not end")
         specs = read_header(data[at : at + size])
-        check(all(code == "f4" for _, code, _ in specs), "not float32")
+        check(all(code == "f4" for (_, code, _), _, _ in places(specs, 0)), "not float32")
         described = {name: shape for name, _, shape in specs}
         check(shapes in (None, described), "other tensors")
         shapes, at = described, at + size
     check(shapes is not None, "which tensors?")
     assert shapes is not None
+    check(4 * total(shapes) <= most, "too many values")
     return data[1], inflate(data[at:], data[0] & 3, 4 * total(shapes) + 1024), shapes, at
 
 

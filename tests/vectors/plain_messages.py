@@ -24,6 +24,7 @@ _SIZED = {
     0xC4: "B", 0xC5: "H", 0xC6: "I", 0xD9: "B", 0xDA: "H", 0xDB: "I",
     0xDC: "H", 0xDD: "I", 0xDE: "H", 0xDF: "I",
 }  # fmt: skip
+_MOVED = ("payload_bytes", "wire_bytes", "messages")
 
 
 def check(good: bool, what: str) -> None:
@@ -81,11 +82,11 @@ def _read_items(data: bytes, at: int, size: int) -> tuple[list[Any], int]:
 def schema(page: str) -> Schema:
     """Messages and their parts as the tables of the page have them."""
     found: Schema = {}
-    for block in re.split(r"^###+ ", page, flags=re.M)[1:]:
-        title = re.match(r"(?:(\d+) )?(\w+)", block)
+    blocks = re.findall(r"^###+ (?:(\d+) )?(\w+)(.*?)(?=^#)", page, flags=re.M | re.S)
+    for number, title, block in blocks:
         rows = re.findall(r"^\| `(\w+)` \| ([\w ]+?) \|", block, flags=re.M)
-        if title and (title[1] or rows):
-            found[title[2]] = (int(title[1] or -1), rows)
+        if number or rows:
+            found[title] = (int(number or -1), rows)
     return found
 
 
@@ -107,8 +108,31 @@ def _fields(values: Any, name: str, known: Schema) -> dict[str, Any]:
         field: _typed(value, kind, known)
         for value, (field, kind) in zip(values, fields, strict=True)
     }
-    check(len(found.get("digest", bytes(16))) == 16, "a digest has 16 bytes")
+    check(_within_limits(name, found), f"{name}: beyond a limit")
     return found
+
+
+def _within_limits(name: str, fields: dict[str, Any]) -> bool:
+    """What the tables say of values."""
+    held = fields.get("held", fields.get("dropped", []))
+    if len(fields.get("digest", bytes(16))) != 16 or len(held) > 1024:
+        return False
+    if any(len(digest) != 16 for digest in held):
+        return False
+    if name == "Welcome":
+        return 4096 <= int(fields["chunk_bytes"]) <= 262_144
+    if name == "Chunk":
+        return int(fields["index"]) >= 0
+    if name == "BlobRef":
+        return 1 <= int(fields["size_bytes"]) <= 1 << 30
+    if name == "Artifact":
+        return fields["base"] == b"" or (len(fields["base"]) == 16 and fields["frames"] != [])
+    if name == "Want":
+        return int(fields["first"]) >= 0 and 1 <= int(fields["count"]) <= 4096
+    if name == "Moved":
+        ways = [[fields[f"{way}_{what}"] for what in _MOVED] for way in ("up", "down")]
+        return all(0 <= payload <= wire and count >= 0 for payload, wire, count in ways)
+    return True
 
 
 def _typed(value: Any, kind: str, known: Schema) -> Any:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tests.vectors.plain_messages import check, read
 
 Tensor = tuple[tuple[int, ...], list[float]]
+Spec = tuple[str, str, tuple[int, ...]]  # name, dtype code, shape
 
 _ITEMS = {"f2": 2, "f4": 4, "i1": 1, "u1": 1, "i4": 4, "i8": 8}
 
 
-def pack_header(specs: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+def pack_header(specs: list[Spec]) -> bytes:
     """A header, as short as msgpack allows."""
 
     def size(value: int, short: int, most: int, *codes: int) -> bytes:
@@ -38,7 +39,7 @@ def pack_header(specs: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
     return out
 
 
-def read_header(header: bytes) -> list[tuple[str, str, tuple[int, ...]]]:
+def read_header(header: bytes) -> list[Spec]:
     raw, end = read(header)
     check(end == len(header) and isinstance(raw, list), "no header")
     check(
@@ -50,6 +51,7 @@ def read_header(header: bytes) -> list[tuple[str, str, tuple[int, ...]]]:
     specs = [(name, code, tuple(shape)) for name, code, shape in raw]
     names = [name for name, _, _ in specs]
     check(all(type(name) is str and 0 < len(name) <= 256 for name in names), "a bad name")
+    check(len(specs) <= 4096, "too many tensors")
     check(names == sorted(set(names)), "names must ascend")
     for _, code, shape in specs:
         check(type(code) is str and code in _ITEMS and len(shape) <= 8, "a bad type or shape")
@@ -58,18 +60,26 @@ def read_header(header: bytes) -> list[tuple[str, str, tuple[int, ...]]]:
     return specs
 
 
+def places(specs: list[Spec], end: int) -> Iterator[tuple[Spec, int, int]]:
+    """Where each tensor's values begin and end, after a header that ends at `end`."""
+    for name, code, shape in specs:
+        start = -(-end // 16) * 16
+        # A size of 0 must not hide the others.
+        check(start + _ITEMS[code] * math.prod(max(n, 1) for n in shape) <= 1 << 30, "too large")
+        end = start + _ITEMS[code] * math.prod(shape)
+        yield (name, code, shape), start, end
+
+
 def read_raw(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """The dtype code, shape and bytes of each tensor."""
     check(data[:4] == b"FXT1" and len(data) >= 8, "no raw tensors")
     end = 8 + int.from_bytes(data[4:8], "little")
     check(end <= len(data), "the header does not end")
     found = {}
-    for name, code, shape in read_header(data[8:end]):
-        start = -(-end // 16) * 16
+    for (name, code, shape), start, stop in places(read_header(data[8:end]), end):
+        check(stop <= len(data), "the data does not end")
         check(not any(data[end:start]), "padding is not zero")
-        end = start + _ITEMS[code] * math.prod(shape)
-        check(end <= len(data), "the data does not end")
-        found[name] = (code, shape, data[start:end])
+        found[name], end = (code, shape, data[start:stop]), stop
     check(end == len(data), "bytes after the last tensor")
     return found
 

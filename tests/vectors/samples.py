@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime import local_training
 from edge_runtime.blob import digest, kind_of_expert, make_ref
@@ -23,15 +25,15 @@ EXPERTS = [1, 3]
 LARGEST = np.finfo(np.float32).max
 
 
-def _floats(values: object, *shape: int) -> np.ndarray:
+def _floats(values: object, *shape: int) -> NDArray[np.float32]:
     return np.array(values, np.float32).reshape(shape)
 
 
-def _laplace(seed: int, *shape: int) -> np.ndarray:
+def _laplace(seed: int, *shape: int) -> NDArray[np.float32]:
     return (0.01 * np.random.default_rng(seed).laplace(size=shape)).astype(np.float32)
 
 
-def sparse_matrix() -> np.ndarray:
+def sparse_matrix() -> NDArray[np.float32]:
     """Whole rows and columns of it are 0, as those of silent units."""
     matrix = _laplace(4, 18, 12)
     matrix[np.arange(18) % 3 > 0] = 0
@@ -50,8 +52,8 @@ SMALL: Tensors = {
     "scalar": _floats(0.5),
 }
 FLAT: Tensors = {"0.bias": _laplace(3, 40)}
-MATRIX: Tensors = {"0.bias": _laplace(5, 24) / 8, "0.weight": sparse_matrix()}
-LONG: Tensors = {"0.weight": np.concatenate([_laplace(6, 120), _laplace(7, 280) / 3])}
+MATRIX: Tensors = {"0.bias": _laplace(5, 24) / np.float32(8), "0.weight": sparse_matrix()}
+LONG: Tensors = {"0.weight": np.concatenate([_laplace(6, 120), _laplace(7, 280) / np.float32(3)])}
 
 CODED: list[tuple[str, str, Tensors, bool]] = [
     ("raw, the edges of float32", "raw", EDGES, False),
@@ -74,7 +76,7 @@ CODED: list[tuple[str, str, Tensors, bool]] = [
 ]
 """A name, a spec, what to code, and whether it is to be described."""
 
-TENSORS: dict[str, Tensors] = {
+TENSORS: dict[str, dict[str, NDArray[Any]]] = {
     "a part": SMALL,
     "the edges of float32": EDGES,
     "nothing": {},
@@ -136,7 +138,6 @@ def rounds() -> list[Round]:
             [],
         )  # fmt: skip
         made.append(Round(assign, before, after, update, report))
-        residuals.received()
         before = after
     return made
 
@@ -149,6 +150,7 @@ def _assign(number: int, model: ModelParts, program: bytes) -> Assign:
         session=SESSION,
         round=number,
         attempt=1,
+        counted=number - 1,
         experts=EXPERTS,
         training_program=held(program),
         evaluation_program=held(program.replace(b'"train"', b'"evaluate"')),

@@ -1,0 +1,58 @@
+"""The commands that only look: report, bytes, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")]
+
+
+def report(directory: RunDirectory) -> None:
+    """Print a run's tables again from its store."""
+    from broker_server.console import replay
+    from broker_server.store import Store
+
+    with Store.open(directory) as store:
+        records = store.records()
+        lines = store.finished(records)
+        replay(records, store.facts(), directory, store.agreement(), lines=lines)
+
+
+def bytes_(
+    directory: RunDirectory,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="One table: round, kind, client or expert."),
+    ] = None,
+    links: Annotated[
+        bool, typer.Option("--links", help="Print where the figures of links are from.")
+    ] = False,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write rows instead, as CSV; - prints them.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write rows instead (needs pyarrow).")
+    ] = None,
+) -> None:
+    """Where a run's bytes went, while it runs too: by round, kind, device and expert."""
+    from broker_server import bytes_command
+
+    bytes_command.show_or_write(directory, by, links, csv, parquet)
+
+
+def doctor(
+    broker: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The broker to examine.")
+    ] = "127.0.0.1:1883",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """What an MQTT broker can take, and what to set; ends with 1 if it cannot be used."""
+    from broker_server.doctor import diagnose, to_json, to_text
+    from edge_runtime.address import parse_address
+
+    diagnosis = diagnose(*parse_address(broker))
+    print(to_json(diagnosis) if as_json else to_text(diagnosis))
+    return 0 if diagnosis.usable else 1

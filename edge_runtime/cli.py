@@ -143,7 +143,8 @@ def device_parser() -> argparse.ArgumentParser:
         "--cache",
         metavar="DIR",
         type=Path,
-        help="keep programs here, so that each travels once [default: devices/FEDERATION/NAME in "
+        help="keep programs here, so that each travels once, and large blobs while they come "
+        "[default: devices/FEDERATION/NAME in "
         "$FLEXMOE_CACHE, else in flexmoe in the user's cache folder]",
     )
     cache.add_argument("--no-cache", action="store_true", help="keep no programs on disk")
@@ -223,12 +224,8 @@ def run_device(arguments: Sequence[str]) -> int:
     contents = Contents(BlobShelf(shelf_bytes), programs, Unfinished(partials))
     trainer = make_trainer(options.trainer, options.threads)
     memory = options.memory_mib * 1024 * 1024 if options.memory_mib else None
-    link = MqttLink(
-        host,
-        port,
-        client_id=device_id(options.federation, options.id),
-        will=(up_topic(options.federation, options.id), pack(Gone(LAST_WILL))),
-    )
+    will = up_topic(options.federation, options.id), pack(Gone(LAST_WILL))
+    link = MqttLink(host, port, device_id(options.federation, options.id), will)
     try:
         mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())
         gate = LocalGate(_own_file(options, "gate"))

@@ -114,8 +114,8 @@ class MqttLink:
         return self._inbox.oversized + self._client.oversized
 
     def settled_bytes(self) -> tuple[int, int]:
-        # The inbox comes last: a packet that arrives in between is left out.
         sent, received = self._client.sent_bytes, self._client.handled_bytes
+        # The inbox comes last: a packet that arrives in between is left out.
         waiting, acks = self._inbox.waiting_bytes
         return sent - acks, received - waiting
 
@@ -132,10 +132,8 @@ class MqttLink:
                 return
             wanted.remove(pattern)
         what = "refuses" if answered else "does not acknowledge"
-        raise BrokerError(
-            f"the broker at {self._where} {what} the subscription to {pattern}; "
-            "check the broker's access rules and its log"
-        )
+        what = f"the broker at {self._where} {what} the subscription to {pattern}"
+        raise BrokerError(f"{what}; check the broker's access rules and its log")
 
     def listen(self, topics: Sequence[str]) -> None:
         with self._changed:

@@ -347,6 +347,19 @@ def test_a_memory_broker_may_keep_nothing() -> None:
     assert late.receive(0) is None
 
 
+def test_a_memory_broker_may_refuse_topics() -> None:
+    broker = MemoryBroker(refuses="b/#")
+    sender, receiver = MemoryLink(broker, "sender"), MemoryLink(broker, "receiver")
+    sender.publish("b/1", b"retained", retain=True)
+    receiver.listen(["a", "b/1"])
+    assert receiver.refused == "b/1" and sender.refused == ""
+    for topic in ("b/1", "a"):
+        sender.publish(topic, b"now")
+    assert receive(receiver).topic == "a" and receiver.receive(0) is None
+    receiver.unlisten(["b/1"])
+    assert receiver.refused == ""
+
+
 def test_a_memory_broker_that_restarts_knows_nothing_and_nobody() -> None:
     broker = MemoryBroker()
     sender = MemoryLink(broker, "sender", will=("gone", b"sender"))

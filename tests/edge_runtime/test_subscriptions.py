@@ -53,3 +53,21 @@ def test_what_is_unlistened_is_not_asked_for_again() -> None:
     wanted.listen(["b"])
     wanted.unlisten(["a", "unknown"])
     assert wanted.all() == ["b", "c"]
+
+
+def test_a_refused_topic_is_named_while_it_is_wanted() -> None:
+    wanted = Subscriptions()
+    wanted.listen(["a", "b", "c"])
+    wanted.asked(1, ["a", "b", "c"])
+    assert wanted.silent == ""
+    wanted.unlisten(["b"])
+    wanted.answered(1, [True, False, False])
+    assert wanted.silent == "c"
+    wanted.unlisten(["c"])
+    assert wanted.silent == ""
+    wanted.listen(["c"])
+    wanted.asked(2, ["c"])
+    wanted.answered(2, [False])
+    assert wanted.silent == "c"
+    wanted.lost()
+    assert wanted.silent == ""

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.blob import chunk, digest
+from edge_runtime.downlink import RENEWED_S, STALLED_S
+from edge_runtime.memory_link import MemoryBroker
 from edge_runtime.messages import (
     MIN_CHUNK_BYTES,
     Artifact,
@@ -27,7 +29,6 @@ from edge_runtime.messages import (
 )
 from edge_runtime.parts import GATE, ModelParts, Tensors
 from edge_runtime.program_cache import ProgramCache
-from edge_runtime.downlink import RENEWED_S, STALLED_S
 from edge_runtime.tensor_blob import pack_tensors
 from edge_runtime.topics import blob_topic, down_topic
 from edge_runtime.transfer import WINDOW
@@ -498,6 +499,29 @@ def test_after_a_loss_only_missing_chunks_travel_again(
     assert not stage.mailbox.drops
 
 
+def test_a_slow_link_is_not_asked_for_all_again_after_a_loss() -> None:
+    """What the broker retains is on its way; to be sure, the server is asked for one chunk."""
+    stage = wide()
+    stage.serving = False
+    assign = stage.make_assign(make_model(0, stage.layout, scale=1e-3), epochs=1)
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from stage.rest(0.5)
+        lose_connection(stage)
+        yield from stage.rest(RENEWED_S + 1)
+        assert stage.asked.total() == 1
+        for name, frame in stage.frames.items():
+            for index in range(-(-len(frame) // stage.chunk_bytes)):
+                stage.publish(chunk(name, frame, index, stage.chunk_bytes))
+        yield from stage.hear(Report)
+        assert stage.asked.total() == 1
+        yield from say_stop(stage)
+
+    stage.play(script())
+
+
 def test_a_damaged_chunk_is_replaced(stage: Stage) -> None:
     """Anyone may publish on a blob's topic, and have it retained."""
     model = make_model(0, stage.layout)
@@ -557,6 +581,95 @@ def test_a_transfer_that_stands_still_fails_and_says_what_is_missing(stage: Stag
         assert stage.world.now_s - began_s > 11 * STALLED_S
         assert failed.reason.startswith("stalled: no chunk at all came in 322 s; missing 1.9 KiB")
         assert "of program, backbone, gate and 2 more" in failed.reason
+        yield from say_stop(stage)
+
+    stage.play(script())
+
+
+def test_a_transfer_that_stops_in_between_says_so() -> None:
+    stage = wide()
+    stage.serving = False
+    assign = stage.make_assign(make_model(0, stage.layout, scale=1e-3))
+    (frame,) = assign.training_program.frames
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from stage.rest(1)
+        stage.publish(chunk(frame.digest, stage.frames[frame.digest], 0, stage.chunk_bytes))
+        failed = yield from stage.hear(Failed)
+        assert failed.reason.startswith("stalled: nothing came for 64 s; missing ")
+        yield from say_stop(stage)
+
+    stage.play(script())
+
+
+def test_topics_that_the_broker_refuses_are_told_at_once(stage: Stage) -> None:
+    stage.world.broker = broker = MemoryBroker(refuses=f"fm3/{FEDERATION}/b/#")
+    for link in (stage.server_link, stage.link):
+        link._broker = broker
+        link.restore()
+    assign = stage.make_assign(make_model(0, stage.layout))
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        began_s = stage.world.now_s
+        failed = yield from stage.hear(Failed)
+        assert stage.world.now_s - began_s < 2
+        assert failed.reason.startswith(
+            f"the broker refuses the subscription to fm3/{FEDERATION}/b/"
+        )
+        assert failed.reason.endswith("; check its access rules")
+        yield from say_stop(stage)
+
+    stage.play(script())
+
+
+def test_chunks_may_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker promises none for what it retains on several topics."""
+    stage = wide()
+    assign = stage.make_assign(make_model(0, stage.layout, scale=1e-3), epochs=1)
+    take = stage.link._take_retained
+    monkeypatch.setattr(stage.link, "_take_retained", lambda names: take(list(names)[::-1]))
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from stage.hear(Report)
+        assert not stage.asked and set(stage.mailbox.listened.values()) == {1}
+        yield from say_stop(stage)
+
+    stage.play(script())
+
+
+def test_what_came_for_one_attempt_is_there_for_the_next() -> None:
+    stage = wide()
+    stage.serving = False
+    model = make_model(0, stage.layout, scale=1e-3)
+    assign = stage.make_assign(model, epochs=1)
+    (backbone,) = assign.backbone.frames
+
+    def script() -> Script:
+        yield from stage.join()
+        stage.say(assign)
+        yield from stage.rest(0.5)
+        for index in (1, 4):
+            part = chunk(backbone.digest, stage.frames[backbone.digest], index, stage.chunk_bytes)
+            stage.publish(part)
+        yield from stage.rest(0.5)
+        before = stage.mailbox.listened.copy()
+        stage.say(dataclasses.replace(assign, attempt=2))
+        yield from stage.rest(0.5)
+        stage.serving = True
+        stage.make_assign(model)
+        report = yield from stage.hear(Report)
+        result, _, _ = expected_training(assign, model, stage.shard, stage.layout)
+        assert report.attempt == 2 and report.loss == result.loss
+        again = {
+            index for name, index in stage.mailbox.listened - before if name == backbone.digest
+        }
+        assert again.isdisjoint({1, 4}) and 0 in again
         yield from say_stop(stage)
 
     stage.play(script())

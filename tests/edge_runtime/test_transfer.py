@@ -523,3 +523,54 @@ def test_serving_stops_when_there_is_no_room() -> None:
         ):
             served.append(part.index)
     assert served == [0, 1]
+
+
+# --- chunks that keep no order -----------------------------------------------------------------
+
+
+def test_overtaken_chunks_are_lost_only_where_order_is_kept() -> None:
+    data = blob(6)
+    for ordered in (True, False):
+        download = Download([make_ref(data)], SMALL, ordered=ordered)
+        assert indices(download.wants(0)) == [0, 1, 2, 3, 4, 5]
+        download.accept(parts_of(data)[4], 1)
+        assert indices(download.wants(1)) == ([0, 1, 2, 3] if ordered else [])
+        assert indices(download.wants(7)) == [3 if ordered else 5]  # silence: the newest
+
+
+def test_a_doubt_costs_one_chunk_in_the_middle() -> None:
+    data = blob(6)
+    download = Download([make_ref(data)], SMALL)
+    download.doubt()
+    download.wants(0)
+    download.doubt()
+    assert download.wants(0) == Wants([], [Want(make_ref(data).digest, 3, 1)])
+
+
+def test_an_outage_is_no_silence() -> None:
+    data = blob(6)
+    download = Download([make_ref(data)], SMALL, retry_s=5)
+    download.wants(0)
+    for index, now_s in ((0, 3), (1, 9)):
+        download.accept(parts_of(data)[index], now_s)
+    assert download.gap_s == 6
+    download.wants(21)  # a retry, in vain
+    download.wait_anew(100)
+    assert download.next_retry_s(100) == 12 and download.wants(111) == NOTHING
+    assert indices(download.wants(112)) == [5]
+
+
+def test_a_download_goes_on_with_what_another_got() -> None:
+    data = blob(12)
+    ref = make_ref(data)
+    first = Download([ref], SMALL, window=4)
+    first.wants(0)
+    for index in (0, 2, 3):
+        first.accept(parts_of(data)[index], 0)
+    (partial,) = first.open
+    second = Download([ref, ref], SMALL, window=20, begin=lambda ref, size: partial)
+    assert indices(second.wants(0)) == [1, *range(4, 12)]
+    assert second.missing_bytes == len(data) - 3 * SMALL
+    for index in (1, *range(4, 12)):
+        done = second.accept(parts_of(data)[index], 0)
+    assert done == ref and second.take(ref.digest) == data and not second.open

@@ -23,12 +23,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from broker_server.broker import Broker, open_broker
+from broker_server.brokers.broker import Broker, open_broker
 from broker_server.config import load_experiment
 from device_profiles import datasets
 from device_profiles.shards import make_shards, write_shards
-from edge_runtime.mqtt import MqttLink
-from edge_runtime.topics import up_topic
+from edge_runtime.protocol.topics import up_topic
+from edge_runtime.transport.mqtt import MqttLink
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = ("native", "executorch")

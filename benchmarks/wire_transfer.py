@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.blob import BlobShelf, chunk, digest, make_ref
 from edge_runtime.codec import encode, parse_coding
 from edge_runtime.contents import PROGRAM, Contents
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.messages import CHUNK_BYTES, Artifact, Assign, BlobRef, Chunk, Welcome
-from edge_runtime.mqtt import MqttLink
+from edge_runtime.protocol.blob import BlobShelf, chunk, digest, make_ref
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import CHUNK_BYTES, Artifact, Assign, BlobRef, Chunk, Welcome
 from edge_runtime.supply import Supply
 from edge_runtime.tensor_blob import pack_tensors
+from edge_runtime.transport.mqtt import MqttLink
 
 BROKERS = ("mosquitto", "amqtt")
 FEDERATION, KIND = "wire", "backbone"
@@ -36,7 +36,7 @@ SHELF_BYTES = 256 << 20
 
 def measure(brokers: list[str], sizes_mib: list[int], repeats: int) -> list[dict[str, Any]]:
     """Per broker and size the medians of MB/s and of the rise of the device's peak, MiB."""
-    from broker_server.broker import open_broker  # not in the device's memory
+    from broker_server.brokers.broker import open_broker  # not in the device's memory
 
     rows = []
     for kind in brokers:

@@ -7,18 +7,18 @@ from dataclasses import asdict, replace
 
 from broker_server.budget import Allowance, Budgets
 from broker_server.experiment import Experiment
-from broker_server.history import Frame, WholeFrames
-from broker_server.holdings import Holdings, frames_of
-from broker_server.publication import Publication
+from broker_server.publishing.history import Frame, WholeFrames
+from broker_server.publishing.holdings import Holdings, frames_of
+from broker_server.publishing.publication import Publication
 from broker_server.roster import KERNELS, Member, Roster
 from broker_server.seeds import derive_seed
 from broker_server.state import State
 from broker_server.work import Work
 from edge_runtime.artifact import pack_program
-from edge_runtime.blob import digest, kind_of_expert
 from edge_runtime.contents import PROGRAM
 from edge_runtime.layout import ROLES
-from edge_runtime.messages import Artifact, Assign
+from edge_runtime.protocol.blob import digest, kind_of_expert
+from edge_runtime.protocol.messages import Artifact, Assign
 from model_export.cache import ProgramCache
 from model_export.models import ModelSpec
 from model_export.program import Program, training_memory_bytes

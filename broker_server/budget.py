@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from broker_server.capacity import Capacity, count_of
 from broker_server.experiment import Experiment
-from broker_server.publication import Publication
+from broker_server.publishing.publication import Publication
 from broker_server.roster import Member
 from broker_server.round_cost import RoundCost, UpdateSizes, step_bytes
-from edge_runtime.blob import kind_of_expert
 from edge_runtime.codec import Coding, needs, parse_coding, resolve
-from edge_runtime.messages import CHUNK_BYTES, BlobRef
 from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.protocol.blob import kind_of_expert
+from edge_runtime.protocol.messages import CHUNK_BYTES, BlobRef
 
 LADDER = (
     "int8+zip",

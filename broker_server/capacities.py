@@ -19,7 +19,7 @@ from broker_server.pace import Pace
 from broker_server.roster import Member, Roster
 from broker_server.work import Answer
 from edge_runtime.errors import FleetError
-from edge_runtime.messages import Hello
+from edge_runtime.protocol.messages import Hello
 from edge_runtime.trainer import in_mib
 
 

@@ -114,7 +114,7 @@ def broker(
     kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
 ) -> None:
     """An MQTT broker, until Ctrl-C."""
-    from broker_server.broker import serve
+    from broker_server.brokers.broker import serve
 
     serve(host, port, kind)
 

@@ -38,7 +38,7 @@ def bytes_(
     ] = None,
 ) -> None:
     """Where a run's bytes went, while it runs too: by round, kind, device and expert."""
-    from broker_server import bytes_command
+    from broker_server.books import bytes_command
 
     bytes_command.show_or_write(directory, by, links, csv, parquet)
 
@@ -50,8 +50,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """What an MQTT broker can take, and what to set; ends with 1 if it cannot be used."""
-    from broker_server.doctor import diagnose, to_json, to_text
-    from edge_runtime.address import parse_address
+    from broker_server.brokers.doctor import diagnose, to_json, to_text
+    from edge_runtime.transport.address import parse_address
 
     diagnosis = diagnose(*parse_address(broker))
     print(to_json(diagnosis) if as_json else to_text(diagnosis))

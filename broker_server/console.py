@@ -27,10 +27,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from broker_server.agreement import Agreement
+from broker_server.books.agreement import Agreement
+from broker_server.books.run_bytes import RunBytes
 from broker_server.figures import figure, human_bytes
 from broker_server.record import RoundRecord
-from broker_server.run_bytes import RunBytes
 from broker_server.sink import Facts
 from broker_server.tables import render
 

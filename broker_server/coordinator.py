@@ -16,6 +16,7 @@ from broker_server import load
 from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import AssignmentPolicy
+from broker_server.books.traffic import Traffic
 from broker_server.capacities import Past, begun_again, capacities_of, found_caps, too_slow
 from broker_server.dear import dear_pairs, without_dear
 from broker_server.demand import Demand
@@ -24,7 +25,7 @@ from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.pace import paces_after
 from broker_server.participation import choose
-from broker_server.publication import Publication, changed_kinds
+from broker_server.publishing.publication import Publication, changed_kinds
 from broker_server.record import RoundRecord
 from broker_server.recording import make_record
 from broker_server.roster import Roster
@@ -33,7 +34,6 @@ from broker_server.scores import Scores
 from broker_server.seeds import derive_seed
 from broker_server.spool import Spool
 from broker_server.state import State
-from broker_server.traffic import Traffic
 from broker_server.update import decode_update
 from broker_server.work import Answer
 from edge_runtime.errors import FleetError

@@ -11,16 +11,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from broker_server.accounts import Accounts
-from broker_server.broadcast import Broadcast
-from broker_server.holdings import Holdings, frames_of
+from broker_server.books.accounts import Accounts
 from broker_server.intake import Intake
+from broker_server.publishing.broadcast import Broadcast
+from broker_server.publishing.holdings import Holdings, frames_of
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.work import Answer, Progress, Work
 from edge_runtime.errors import BrokerError, WireError
-from edge_runtime.mailbox import ServerMailbox
-from edge_runtime.messages import (
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.protocol.messages import (
     Account,
     Chunk,
     Failed,

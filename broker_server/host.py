@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from broker_server.broker import Broker
+from broker_server.brokers.broker import Broker
 from device_profiles.fleet import Fleet
 
 STOP_S = 5.0

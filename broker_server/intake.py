@@ -11,8 +11,8 @@ from broker_server.spool import Spool
 from broker_server.update import check_report, decode_update, update_kinds
 from broker_server.work import Answer, Progress
 from edge_runtime.errors import WireError
-from edge_runtime.mailbox import ServerMailbox
-from edge_runtime.messages import Chunk, Fetch, Received, Report
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.protocol.messages import Chunk, Fetch, Received, Report
 
 MIN_DOWNLOADS = 4
 MAX_OPEN_BYTES = 16 << 20

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edge_runtime.ledger import Direction
+from edge_runtime.protocol.ledger import Direction
 
 Status = Literal["ok", "late", "failed", "gone", "rejected"]
 Side = Literal["server", "device"]
@@ -107,7 +107,7 @@ class RoundRecord:
     """One round of the federation; rounds count from 1.
 
     `loss` is the mean training loss, weighted by samples. `uplink_bytes` and `downlink_bytes` are
-    wire bytes of the devices' links, all together (`broker_server.link_bytes`), `egress_bytes` and
+    wire bytes of the devices' links, all together (`books.link_bytes`), `egress_bytes` and
     `ingress_bytes` what the server's own socket sent and received. `load_cv` and `usage_cv` are std
     / mean over the experts of `load` (H, samples assigned and trained since the first round) and of
     `usage` (samples routed in this round), both [E]; `routed_cv` is that of R, k times the samples

@@ -10,9 +10,9 @@ import numpy as np
 
 from broker_server import load
 from broker_server.assignment import Assignment
+from broker_server.books.traffic import RoundTraffic, merged
 from broker_server.record import ClientRound, Device, RoundRecord
 from broker_server.state import State
-from broker_server.traffic import RoundTraffic, merged
 from broker_server.work import Answer
 
 

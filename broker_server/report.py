@@ -11,9 +11,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from broker_server.agreement import Agreement
+from broker_server.books.agreement import Agreement
+from broker_server.books.run_bytes import RunBytes
 from broker_server.record import RoundRecord
-from broker_server.run_bytes import RunBytes
 from broker_server.sink import Facts
 from broker_server.totals import devices, final
 from edge_runtime.errors import DataError

@@ -6,8 +6,8 @@ import reprlib
 from dataclasses import dataclass
 
 from broker_server.record import Device
-from edge_runtime.mailbox import MAX_CLIENTS
-from edge_runtime.messages import CHUNK_BYTES, Hello, Reject, Welcome
+from edge_runtime.protocol.mailbox import MAX_CLIENTS
+from edge_runtime.protocol.messages import CHUNK_BYTES, Hello, Reject, Welcome
 from model_export.models import ModelSpec
 
 MAX_SAMPLES = 1_000_000_000

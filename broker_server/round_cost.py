@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edge_runtime.codec import Coding
-from edge_runtime.messages import CHUNK_BYTES, DIGEST_BYTES, BlobRef
 from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.protocol.messages import CHUNK_BYTES, DIGEST_BYTES, BlobRef
+from edge_runtime.protocol.topics import blob_topic, down_topic
 from edge_runtime.tensor_blob import Shapes
-from edge_runtime.topics import blob_topic, down_topic
 
 _MESSAGES = 5  # Assign, Fetch, a chunk of the update, Received, Report
 _MESSAGES_BYTES = 620  # of these, but for their topics and what comes with each expert

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from broker_server.broker import open_broker
+from broker_server.brokers.broker import open_broker
 from broker_server.experiment import Experiment
 from broker_server.host import Host
 from broker_server.record import RoundRecord

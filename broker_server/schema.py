@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from broker_server.agreement import Agreement, Comparison
+from broker_server.books.agreement import Agreement, Comparison
 from broker_server.record import BytesRow, ClientRound, Device, RoundRecord
 
 SCHEMA_VERSION = 5

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from broker_server import fitness, forecast
 from broker_server.experiment import Experiment
 from broker_server.state import State
-from edge_runtime.messages import Report
+from edge_runtime.protocol.messages import Report
 
 
 @dataclass(frozen=True, eq=False)

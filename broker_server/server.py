@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from broker_server.artifacts import Artifacts
-from broker_server.audit import Audit
-from broker_server.broadcast import Broadcast, sweep
-from broker_server.broker_counters import READ_S
-from broker_server.broker_limits import BrokerLimits, limits_of
+from broker_server.books.audit import Audit
+from broker_server.books.traffic import Traffic
+from broker_server.brokers.broker_counters import READ_S
+from broker_server.brokers.broker_limits import BrokerLimits, limits_of
 from broker_server.config import load_experiment, to_toml
 from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.host import Host
-from broker_server.publication import Publication
+from broker_server.publishing.broadcast import Broadcast, sweep
+from broker_server.publishing.publication import Publication
 from broker_server.record import RoundRecord
 from broker_server.recording import closed_record
 from broker_server.report import replace_file, write_report
@@ -30,15 +31,14 @@ from broker_server.sink import Facts, Sink
 from broker_server.spool import Spool
 from broker_server.state import State
 from broker_server.store import Store
-from broker_server.traffic import Traffic
 from device_profiles.datasets import Dataset
 from edge_runtime.codec import parse_coding
 from edge_runtime.errors import ConfigError, FleetError
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import ServerMailbox
-from edge_runtime.mqtt import MqttLink
 from edge_runtime.parts import merge, split
-from edge_runtime.topics import server_id
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.protocol.topics import server_id
+from edge_runtime.transport.mqtt import MqttLink
 from model_export.cache import ProgramCache
 from model_export.checkpoint import save_model
 from model_export.models import ModelSpec, make_model

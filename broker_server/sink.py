@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from broker_server.agreement import Agreement
+from broker_server.books.agreement import Agreement
 from broker_server.record import RoundRecord
 
 Facts = Mapping[str, Any]

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_server.capacity import Cap
-from broker_server.history import Frame, Step
 from broker_server.pace import Pace
-from edge_runtime.blob import digest
+from broker_server.publishing.history import Frame, Step
 from edge_runtime.errors import DataError
-from edge_runtime.messages import DIGEST_BYTES
 from edge_runtime.parts import ModelParts, merge, split
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import DIGEST_BYTES
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
 _VERSION = 5

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from broker_server.agreement import Agreement
+from broker_server.books.agreement import Agreement
 from broker_server.record import RoundRecord
 from broker_server.schema import (
     BYTES_OF_ROUND,

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from broker_server.agreement import Agreement
-from broker_server.byte_tables import agreement_lines, budgets, by_device, by_kind, on_links
+from broker_server.books.agreement import Agreement
+from broker_server.books.byte_tables import agreement_lines, budgets, by_device, by_kind, on_links
+from broker_server.books.run_bytes import RunBytes
 from broker_server.figures import figure, human_bytes, plain_table, titled
 from broker_server.record import RoundRecord
-from broker_server.run_bytes import RunBytes
 from broker_server.sink import Facts
 from broker_server.totals import drops, final, left_out
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from broker_server.agreement import Agreement
-from broker_server.link_costs import costs
+from broker_server.books.agreement import Agreement
+from broker_server.books.link_costs import costs
+from broker_server.books.run_bytes import RunBytes, added
 from broker_server.record import Device, RoundRecord
-from broker_server.run_bytes import RunBytes, added
 
 
 def final(

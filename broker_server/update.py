@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from broker_server.aggregation import ClientUpdate
-from edge_runtime.blob import kind_of_expert
 from edge_runtime.codec import decode
 from edge_runtime.errors import WireError
-from edge_runtime.messages import Assign, Report
 from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.protocol.blob import kind_of_expert
+from edge_runtime.protocol.messages import Assign, Report
 
 # A codec may add a header to a part's values, never this much.
 _MAX_HEADER_BYTES = 64 * 1024

@@ -10,7 +10,7 @@ from broker_server.field_types import MOST, Section
 from device_profiles.link_class import LINKS
 from edge_runtime.codec import PRESETS, Preset, parse_coding
 from edge_runtime.errors import ConfigError
-from edge_runtime.topics import valid_name
+from edge_runtime.protocol.topics import valid_name
 
 EVERY_DEVICE = "all"
 """In a table of budgets: whoever is not in it by its name or its link's class."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from broker_server.holdings import frames_of
+from broker_server.publishing.holdings import frames_of
 from broker_server.record import Status
 from edge_runtime.errors import WireError
-from edge_runtime.messages import LAST_WILL, Assign, Fetch, Report
 from edge_runtime.parts import ModelParts
-from edge_runtime.transfer import MAX_CHUNKS_PER_FETCH, Download
+from edge_runtime.protocol.messages import LAST_WILL, Assign, Fetch, Report
+from edge_runtime.protocol.transfer import MAX_CHUNKS_PER_FETCH, Download
 
 
 @dataclass(frozen=True)

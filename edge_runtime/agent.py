@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_runtime.blob import make_ref
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError, WireError
 from edge_runtime.greeting import Greeting, Refused
 from edge_runtime.local_gate import LocalGate
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.messages import (
+from edge_runtime.protocol.blob import make_ref
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import (
     Account,
     Assign,
     Chunk,
@@ -33,12 +33,12 @@ from edge_runtime.messages import (
     Welcome,
     same_work,
 )
+from edge_runtime.protocol.transfer import serve
 from edge_runtime.residual import Residuals
 from edge_runtime.shard import Shard
 from edge_runtime.supply import Supply
 from edge_runtime.telemetry import Telemetry
 from edge_runtime.trainer import Trainer
-from edge_runtime.transfer import serve
 from edge_runtime.work import TooLarge, check_work, contents_of, same_task
 from edge_runtime.workbench import Workbench
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.blob import digest
 from edge_runtime.codec import open_coded
 from edge_runtime.codecs.flat import not_finite
 from edge_runtime.codecs.pieces import spread
 from edge_runtime.compression import COMPRESSORS, compress, decompress
 from edge_runtime.errors import WireError
-from edge_runtime.messages import MAX_BLOB_BYTES, Artifact
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import MAX_BLOB_BYTES, Artifact
 from edge_runtime.tensor_blob import NewBlob
 
 

@@ -194,21 +194,21 @@ def run_device(arguments: Sequence[str]) -> int:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
 
-    from edge_runtime.address import parse_address
     from edge_runtime.agent import Agent
-    from edge_runtime.blob import BlobShelf
     from edge_runtime.contents import Contents
-    from edge_runtime.ledger import Ledger
     from edge_runtime.local_gate import LocalGate
-    from edge_runtime.mailbox import DeviceMailbox
-    from edge_runtime.messages import LAST_WILL, Gone, pack
-    from edge_runtime.mqtt import MqttLink
     from edge_runtime.partial_files import PartialFiles
     from edge_runtime.program_cache import ProgramCache, default_folder
+    from edge_runtime.protocol.blob import BlobShelf
+    from edge_runtime.protocol.ledger import Ledger
+    from edge_runtime.protocol.mailbox import DeviceMailbox
+    from edge_runtime.protocol.messages import LAST_WILL, Gone, pack
+    from edge_runtime.protocol.topics import bad_name, device_id, up_topic, valid_name
     from edge_runtime.residual import Residuals
     from edge_runtime.shard import Shard
-    from edge_runtime.topics import bad_name, device_id, up_topic, valid_name
     from edge_runtime.trainers import make_trainer
+    from edge_runtime.transport.address import parse_address
+    from edge_runtime.transport.mqtt import MqttLink
     from edge_runtime.unfinished import Unfinished
 
     host, port = parse_address(options.broker)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
-from edge_runtime.blob import BlobShelf
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.messages import MAX_HELD
 from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.blob import BlobShelf
+from edge_runtime.protocol.messages import MAX_HELD
 from edge_runtime.unfinished import Unfinished
 
 PROGRAM = "program"

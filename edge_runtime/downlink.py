@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 
 from edge_runtime.errors import BrokerError, WireError
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.messages import BlobRef, Chunk, Fetch, Want, Welcome
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import BlobRef, Chunk, Fetch, Want, Welcome
+from edge_runtime.protocol.transfer import Download
 from edge_runtime.trainer import MIB, in_mib
-from edge_runtime.transfer import Download
 from edge_runtime.unfinished import Unfinished
 
 STALLED_S = 60.0

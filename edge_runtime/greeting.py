@@ -10,9 +10,9 @@ from edge_runtime.cgroup import usable_cores
 from edge_runtime.codec import known_codecs
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.messages import Hello
 from edge_runtime.own_account import OwnAccount
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import Hello
 from edge_runtime.shard import Shard
 from edge_runtime.telemetry import usable_memory_bytes
 
@@ -62,7 +62,8 @@ class Greeting:
         if link.contested:
             raise Refused(
                 f"another device with the id {self._mailbox.client!r} is connected to this broker: "
-                "give each device its own --id; or else the broker refuses what we send: see its log"
+                "give each device its own --id; or else the broker refuses what we send: see its "
+                "log"
             )
         connection = link.connections
         again = connection == self._said_on

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from edge_runtime.ledger import NOBODY, Ledger, from_moved, to_moved
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.messages import Moved
+from edge_runtime.protocol.ledger import NOBODY, Ledger, from_moved, to_moved
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import Moved
 
 _MOST_PIECES = 100  # of older hellos: whoever hears those answers before as many are said
 

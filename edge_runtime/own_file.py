@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from edge_runtime.blob import digest
 from edge_runtime.errors import WireError
+from edge_runtime.protocol.blob import digest
 
 log = logging.getLogger("flexmoe.device")
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from edge_runtime.blob import digest
-from edge_runtime.messages import BlobRef
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import BlobRef
 
 log = logging.getLogger("flexmoe.device")
 

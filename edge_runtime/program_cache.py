@@ -8,8 +8,8 @@ import os
 import time
 from pathlib import Path
 
-from edge_runtime.blob import digest
-from edge_runtime.messages import DIGEST_BYTES
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import DIGEST_BYTES
 
 log = logging.getLogger("flexmoe.device")
 

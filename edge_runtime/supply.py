@@ -17,8 +17,8 @@ from edge_runtime.artifact import build_part, build_program
 from edge_runtime.contents import PROGRAM, Contents
 from edge_runtime.downlink import Downlink, listed
 from edge_runtime.errors import FlexmoeError, WireError
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.messages import (
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import (
     MAX_BLOB_BYTES,
     Artifact,
     Assign,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import WireError
-from edge_runtime.messages import MAX_BLOB_BYTES
+from edge_runtime.protocol.messages import MAX_BLOB_BYTES
 
 Tensors = dict[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from edge_runtime.messages import BlobRef
-from edge_runtime.partial_blob import PartialBlob
 from edge_runtime.partial_files import PartialFiles
+from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.partial_blob import PartialBlob
 
 
 class Unfinished:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.codec import decode, encode, parse_coding
-from edge_runtime.messages import MAX_BLOB_BYTES, Assign
 from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.protocol.messages import MAX_BLOB_BYTES, Assign
 from edge_runtime.residual import Lost, Residuals
 from edge_runtime.work import changes
 

@@ -8,13 +8,13 @@ from typing import cast, get_args
 
 import numpy as np
 
-from edge_runtime.blob import kind_of_expert
 from edge_runtime.codec import parse_coding
 from edge_runtime.errors import ConfigError, ProgramError, WireError
 from edge_runtime.layout import ProgramLayout
 from edge_runtime.local_gate import Row
-from edge_runtime.messages import Artifact, Assign
 from edge_runtime.parts import GATE, ModelParts, Tensors, check_like, difference
+from edge_runtime.protocol.blob import kind_of_expert
+from edge_runtime.protocol.messages import Artifact, Assign
 from edge_runtime.trainer import MemoryNeed, OptimizerName, Rates, in_mib, misfits
 
 MAX_EPOCHS = 1_000_000

@@ -11,8 +11,8 @@ from edge_runtime.contents import Contents
 from edge_runtime.errors import ProgramError, WireError
 from edge_runtime.local_gate import LocalGate
 from edge_runtime.local_training import Evaluation, LocalResult
-from edge_runtime.messages import Artifact, Assign
 from edge_runtime.parts import ModelParts, Tensors, merge, split
+from edge_runtime.protocol.messages import Artifact, Assign
 from edge_runtime.residual import Residuals
 from edge_runtime.shard import Shard
 from edge_runtime.telemetry import usable_memory_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from broker_server.broker import Broker, open_broker
+from broker_server.brokers.broker import Broker, open_broker
 
 BROKER_KINDS = ("mosquitto", "amqtt")
 EVENTUALLY_S = 15.0

@@ -104,7 +104,7 @@ def test_only_commands_are_doors_from_the_device_to_the_server() -> None:
 
 def test_a_device_can_be_imported_without_the_server_extra() -> None:
     end = without_server_extra(
-        "import edge_runtime.cli, edge_runtime.agent, edge_runtime.mqtt\n"
+        "import edge_runtime.cli, edge_runtime.agent, edge_runtime.transport.mqtt\n"
         "import edge_runtime.local_training, edge_runtime.telemetry, edge_runtime.trainer\n"
     )
     assert (end.returncode, end.stderr) == (0, "")

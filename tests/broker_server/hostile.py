@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from edge_runtime.errors import WireError
-from edge_runtime.memory_link import MemoryLink
-from edge_runtime.messages import (
+from edge_runtime.protocol.messages import (
     Account,
     Assign,
     Chunk,
@@ -26,7 +25,8 @@ from edge_runtime.messages import (
     pack,
     unpack,
 )
-from edge_runtime.topics import up_topic
+from edge_runtime.protocol.topics import up_topic
+from edge_runtime.transport.memory_link import MemoryLink
 from tests.broker_server.scripted_device import FEDERATION, HELLO, Device
 from tests.broker_server.scripted_fleet import Fleet
 from tests.edge_runtime.examples import EXAMPLES

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_server import broker as broker_module
-from broker_server.broker import Broker, open_broker
+from broker_server.brokers import broker as broker_module
+from broker_server.brokers.broker import Broker, open_broker
 from tests.conftest import require_broker
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_runtime.blob import digest, kind_of_expert, make_ref
 from edge_runtime.codec import encode as encode_tensors
 from edge_runtime.codec import parse_coding
 from edge_runtime.codecs.planes import to_planes
-from edge_runtime.messages import Artifact, Assign, Report
 from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.protocol.blob import digest, kind_of_expert, make_ref
+from edge_runtime.protocol.messages import Artifact, Assign, Report
 from model_export.models import ModelSpec
 
 SAMPLES = 10

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from broker_server.record import BytesRow, ClientRound, Device, RoundRecord
-from edge_runtime.ledger import EVERYONE, NOBODY
+from edge_runtime.protocol.ledger import EVERYONE, NOBODY
 
 KINDS = ("backbone", "gate", "expert:0", "expert:1", "control")
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from edge_runtime.codec import known_codecs
 from edge_runtime.errors import WireError
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.memory_link import MemoryLink
-from edge_runtime.messages import (
+from edge_runtime.parts import ModelParts
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import (
     Assign,
     Chunk,
     Fetch,
@@ -24,9 +24,9 @@ from edge_runtime.messages import (
     pack,
     same_work,
 )
-from edge_runtime.parts import ModelParts
-from edge_runtime.topics import up_topic
-from edge_runtime.transfer import serve
+from edge_runtime.protocol.topics import up_topic
+from edge_runtime.protocol.transfer import serve
+from edge_runtime.transport.memory_link import MemoryLink
 from tests.broker_server.sample_model import SAMPLES, changes, encode, make_report
 from tests.edge_runtime.driven import World
 

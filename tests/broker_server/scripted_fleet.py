@@ -14,22 +14,22 @@ import numpy as np
 
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import Assignment, Problem
-from broker_server.broadcast import Broadcast
+from broker_server.books.traffic import Traffic
 from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
-from broker_server.publication import Publication
+from broker_server.publishing.broadcast import Broadcast
+from broker_server.publishing.publication import Publication
 from broker_server.record import RoundRecord
 from broker_server.roster import Roster
 from broker_server.round_problem import chosen_policy
 from broker_server.spool import Spool
 from broker_server.state import State
-from broker_server.traffic import Traffic
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import ServerMailbox
-from edge_runtime.messages import CHUNK_BYTES
 from edge_runtime.parts import split
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.protocol.messages import CHUNK_BYTES
 from model_export.models import ModelSpec, make_model
 from model_export.split import to_weights
 from tests.broker_server.layout_programs import LayoutPrograms

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from broker_server.accounts import SLACK_BYTES, SLACK_FACTOR, Accounts, check_account
+from broker_server.books.accounts import SLACK_BYTES, SLACK_FACTOR, Accounts, check_account
 from edge_runtime.errors import WireError
-from edge_runtime.messages import Account, Moved, Report
+from edge_runtime.protocol.messages import Account, Moved, Report
 from tests.broker_server.sample_model import make_assign, make_report
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.aggregation import Aggregator, ClientUpdate
-from edge_runtime.blob import kind_of_expert
 from edge_runtime.parts import GATE, ModelParts, merge
+from edge_runtime.protocol.blob import kind_of_expert
 from tests.broker_server.sample_model import changes, random_model
 
 EXPERTS = 4

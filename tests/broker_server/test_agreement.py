@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.agreement import Agreement, Comparison, compare
+from broker_server.books.agreement import Agreement, Comparison, compare
 from broker_server.record import BytesRow, RoundRecord
 from tests.broker_server.sample_records import round_record
 

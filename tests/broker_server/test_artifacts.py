@@ -11,16 +11,16 @@ import pytest
 
 from broker_server.artifacts import Artifacts
 from broker_server.experiment import Experiment
-from broker_server.history import Frame
-from broker_server.holdings import Holdings
-from broker_server.publication import Publication
+from broker_server.publishing.history import Frame
+from broker_server.publishing.holdings import Holdings
+from broker_server.publishing.publication import Publication
 from broker_server.roster import Roster
 from broker_server.state import State
 from edge_runtime.artifact import build_program
-from edge_runtime.blob import digest
 from edge_runtime.compression import own_compressors
-from edge_runtime.messages import Artifact, Welcome
 from edge_runtime.parts import split
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import Artifact, Welcome
 from edge_runtime.work import contents_of
 from model_export import cache
 from model_export.models import ModelSpec, make_model

@@ -10,7 +10,7 @@ import pytest
 
 from broker_server.experiment import Experiment
 from edge_runtime.errors import FleetError
-from edge_runtime.messages import Assign, Failed
+from edge_runtime.protocol.messages import Assign, Failed
 from tests.broker_server.scripted_device import Device
 from tests.broker_server.scripted_fleet import SIZES, Fleet, K, experiment
 

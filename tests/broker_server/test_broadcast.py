@@ -8,19 +8,19 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from broker_server import broadcast
-from broker_server.broadcast import GATHER_S, Broadcast, sweep
-from broker_server.broker import Broker
-from broker_server.history import Frame
-from edge_runtime import link as link_module
+from broker_server.brokers.broker import Broker
+from broker_server.publishing import broadcast
+from broker_server.publishing.broadcast import GATHER_S, Broadcast, sweep
+from broker_server.publishing.history import Frame
 from edge_runtime.errors import WireError
-from edge_runtime.ledger import EVERYONE, Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import MIN_CHUNK_BYTES, Chunk, Fetch, Want
-from edge_runtime.mqtt import MqttLink
-from edge_runtime.topics import all_blobs_topic, blob_topic
-from edge_runtime.transfer import MAX_CHUNKS_PER_FETCH
+from edge_runtime.protocol.ledger import EVERYONE, Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import MIN_CHUNK_BYTES, Chunk, Fetch, Want
+from edge_runtime.protocol.topics import all_blobs_topic, blob_topic
+from edge_runtime.protocol.transfer import MAX_CHUNKS_PER_FETCH
+from edge_runtime.transport import link as link_module
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
+from edge_runtime.transport.mqtt import MqttLink
 
 FEDERATION = "fed"
 CHUNK_BYTES = MIN_CHUNK_BYTES

@@ -22,13 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker_server import broker as broker_module
-from broker_server.broker import Broker, free_port, open_broker, serve
+from broker_server.brokers import broker as broker_module
+from broker_server.brokers.broker import Broker, free_port, open_broker, serve
 from device_profiles.process import ChildProcess
-from edge_runtime.address import parse_address
 from edge_runtime.errors import BrokerError, ConfigError
-from edge_runtime.messages import MAX_MESSAGE_BYTES
-from edge_runtime.mqtt import MqttLink
+from edge_runtime.protocol.messages import MAX_MESSAGE_BYTES
+from edge_runtime.transport.address import parse_address
+from edge_runtime.transport.mqtt import MqttLink
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 15.0
@@ -233,7 +233,7 @@ def test_a_running_broker_is_used_and_left_alone(broker: Broker, tmp_path: Path)
 
 SERVE = """
 import sys
-from broker_server.broker import serve
+from broker_server.brokers.broker import serve
 serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
 """
 

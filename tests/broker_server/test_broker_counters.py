@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.broker import free_port, open_broker
-from broker_server.broker_counters import BrokerCounters, Counted
-from edge_runtime.messages import CHUNK_BYTES
-from edge_runtime.mqtt import MqttLink
+from broker_server.brokers.broker import free_port, open_broker
+from broker_server.brokers.broker_counters import BrokerCounters, Counted
+from edge_runtime.protocol.messages import CHUNK_BYTES
+from edge_runtime.transport.mqtt import MqttLink
 from tests.broker_server.own_config import mosquitto
 
 WAIT_S = 15.0

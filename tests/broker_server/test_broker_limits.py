@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from broker_server import broker_limits
-from broker_server.broker import Broker, free_port
-from broker_server.broker_limits import OWN, BrokerLimits, limits_of, probe
-from broker_server.probe_client import ProbeClient
+from broker_server.brokers import broker_limits
+from broker_server.brokers.broker import Broker, free_port
+from broker_server.brokers.broker_limits import OWN, BrokerLimits, limits_of, probe
+from broker_server.brokers.probe_client import ProbeClient
 from edge_runtime.errors import BrokerError
-from edge_runtime.messages import CHUNK_BYTES
-from edge_runtime.mqtt import MqttLink
+from edge_runtime.protocol.messages import CHUNK_BYTES
+from edge_runtime.transport.mqtt import MqttLink
 from tests.broker_server.own_config import mosquitto
 from tests.e2e import brokers
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from broker_server.budget import LADDER, Allowance, Budgets
 from broker_server.experiment import Experiment
-from broker_server.publication import Publication
+from broker_server.publishing.publication import Publication
 from broker_server.roster import Member
 from broker_server.round_cost import RoundCost, UpdateSizes
 from edge_runtime.codec import encode, known_codecs, parse_coding
-from edge_runtime.message_parts import BlobRef
-from edge_runtime.packet import PUBACK_BYTES, publish_packet_bytes
 from edge_runtime.parts import GATE
+from edge_runtime.protocol.message_parts import BlobRef
+from edge_runtime.protocol.topics import blob_topic
 from edge_runtime.tensor_blob import Tensors
-from edge_runtime.topics import blob_topic
+from edge_runtime.transport.packet import PUBACK_BYTES, publish_packet_bytes
 from tests.broker_server.sample_model import random_model
 from tests.broker_server.scripted_device import HELLO
 

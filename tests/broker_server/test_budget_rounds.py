@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker_server.budget import LADDER
-from broker_server.holdings import frames_of
+from broker_server.publishing.holdings import frames_of
 from broker_server.record import RoundRecord
-from edge_runtime.messages import Assign
+from edge_runtime.protocol.messages import Assign
 from tests.broker_server.scripted_fleet import Fleet, K, experiment
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from broker_server.agreement import Comparison
-from broker_server.bytes_command import COLUMNS, TABLES, tidy_rows
+from broker_server.books.agreement import Comparison
+from broker_server.books.bytes_command import COLUMNS, TABLES, tidy_rows
+from broker_server.books.link_bytes import link_rows
 from broker_server.cli import main
-from broker_server.link_bytes import link_rows
 from broker_server.record import RoundRecord
 from broker_server.store import Store
 from device_profiles.link_class import LINKS

@@ -25,12 +25,12 @@ from broker_server.capacity import Cap, Capacity
 from broker_server.demand import Demand, Moves
 from broker_server.experiment import Experiment
 from broker_server.pace import Pace
-from broker_server.publication import Publication
+from broker_server.publishing.publication import Publication
 from broker_server.roster import Roster
 from broker_server.work import Answer, Observed
 from edge_runtime.codec import known_codecs
 from edge_runtime.errors import FleetError
-from edge_runtime.messages import Hello
+from edge_runtime.protocol.messages import Hello
 from model_export.models import ModelSpec
 from tests.broker_server.layout_programs import LayoutPrograms
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from broker_server.agreement import Comparison
+from broker_server.books.agreement import Comparison
 from broker_server.console import Console, replay
 from broker_server.sink import Sink
 from tests.broker_server.sample_records import late_client, round_record, troubled_record

@@ -18,40 +18,40 @@ import pytest
 from broker_server import load
 from broker_server.aggregation import Aggregator, ClientUpdate
 from broker_server.artifacts import Artifacts
-from broker_server.broadcast import Broadcast
+from broker_server.books.traffic import Traffic
 from broker_server.capacity import Cap
 from broker_server.coordinator import BeginAgain, Federation, run_round, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
-from broker_server.publication import Publication
+from broker_server.publishing.broadcast import Broadcast
+from broker_server.publishing.publication import Publication
 from broker_server.record import RoundRecord
 from broker_server.roster import Roster
 from broker_server.round_problem import chosen_policy
 from broker_server.seeds import derive_seed
 from broker_server.spool import Spool
 from broker_server.state import State
-from broker_server.traffic import Traffic
 from device_profiles import datasets
 from device_profiles.datasets import Dataset
 from device_profiles.shards import make_shards
 from edge_runtime import local_training, telemetry
 from edge_runtime.agent import Agent
-from edge_runtime.blob import BlobShelf
 from edge_runtime.codec import known_codecs
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FleetError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
 from edge_runtime.layout import ROLES
-from edge_runtime.ledger import EVERYONE, Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import Failed, Gone, Hello, pack
 from edge_runtime.native_trainer import NativeTrainer
 from edge_runtime.parts import ModelParts, difference, merge, split
+from edge_runtime.protocol.blob import BlobShelf
+from edge_runtime.protocol.ledger import EVERYONE, Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import Failed, Gone, Hello, pack
+from edge_runtime.protocol.topics import up_topic
 from edge_runtime.shard import Shard
-from edge_runtime.topics import up_topic
 from edge_runtime.trainer import Batch, MemoryNeed, Rates, StepResult, Trainer, in_mib
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
 from model_export.cache import ProgramCache
 from model_export.models import ModelSpec, make_model
 from model_export.program import Program, make_layout

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from broker_server import broker_limits, broker_trials, cli
-from broker_server.broker import Broker, free_port
-from broker_server.broker_limits import BrokerLimits
-from broker_server.broker_trials import QUEUE_MESSAGES, RETAINED_BYTES, Trials
-from broker_server.doctor import Diagnosis, diagnose, judge, to_json, to_text
-from broker_server.probe_client import ProbeClient
+from broker_server import cli
+from broker_server.brokers import broker_limits, broker_trials
+from broker_server.brokers.broker import Broker, free_port
+from broker_server.brokers.broker_limits import BrokerLimits
+from broker_server.brokers.broker_trials import QUEUE_MESSAGES, RETAINED_BYTES, Trials
+from broker_server.brokers.doctor import Diagnosis, diagnose, judge, to_json, to_text
+from broker_server.brokers.probe_client import ProbeClient
 from edge_runtime.errors import BrokerError
-from edge_runtime.messages import CHUNK_BYTES
+from edge_runtime.protocol.messages import CHUNK_BYTES
 from tests.broker_server.own_config import mosquitto
 
 GOOD = Trials(

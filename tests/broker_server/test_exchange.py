@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 from broker_server import intake
-from broker_server.broadcast import Broadcast
 from broker_server.exchange import ACCOUNTS_S, MAX_ACCOUNTS_S, MAX_PLANS, Exchange
-from broker_server.history import Frame
-from broker_server.holdings import frames_of
 from broker_server.intake import MIN_DOWNLOADS, STALL_S
+from broker_server.publishing.broadcast import Broadcast
+from broker_server.publishing.history import Frame
+from broker_server.publishing.holdings import frames_of
 from broker_server.roster import Roster
 from broker_server.spool import Spool
 from broker_server.work import Answer, Work
-from edge_runtime.blob import digest
 from edge_runtime.errors import BrokerError, FlexmoeError
-from edge_runtime.ledger import EVERYONE, Ledger
-from edge_runtime.mailbox import UNKNOWN as STRANGERS
-from edge_runtime.mailbox import ServerMailbox
-from edge_runtime.memory_link import MemoryLink
-from edge_runtime.messages import (
+from edge_runtime.parts import ModelParts
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.ledger import EVERYONE, Ledger
+from edge_runtime.protocol.mailbox import UNKNOWN as STRANGERS
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.protocol.messages import (
     MAX_BLOB_BYTES,
     MAX_MESSAGE_BYTES,
     Account,
@@ -47,10 +47,10 @@ from edge_runtime.messages import (
     Welcome,
     pack,
 )
-from edge_runtime.packet import Packet
-from edge_runtime.parts import ModelParts
-from edge_runtime.topics import up_topic
-from edge_runtime.transfer import Download
+from edge_runtime.protocol.topics import up_topic
+from edge_runtime.protocol.transfer import Download
+from edge_runtime.transport.memory_link import MemoryLink
+from edge_runtime.transport.packet import Packet
 from edge_runtime.work import contents_of
 from tests.broker_server.sample_model import (
     SPEC,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.holdings import Holdings, frames_of
-from edge_runtime.blob import digest
-from edge_runtime.messages import MAX_HELD, Artifact, Assign, BlobRef
+from broker_server.publishing.holdings import Holdings, frames_of
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import MAX_HELD, Artifact, Assign, BlobRef
 from tests.broker_server.sample_model import make_assign
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_server.history import FRAME_COST_BYTES
-from broker_server.publication import Publication, changed_kinds, parts_of
+from broker_server.publishing.history import FRAME_COST_BYTES
+from broker_server.publishing.publication import Publication, changed_kinds, parts_of
 from edge_runtime.artifact import build_part
 from edge_runtime.codec import PRESETS, Preset, known_codecs
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.messages import Artifact
 from edge_runtime.parts import ModelParts
+from edge_runtime.protocol.messages import Artifact
 from edge_runtime.tensor_blob import Tensors, unpack_tensors
 from tests.broker_server.sample_model import random_model
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from broker_server.agreement import Agreement, Comparison
-from broker_server.byte_tables import MOST_DEVICES
+from broker_server.books.agreement import Agreement, Comparison
+from broker_server.books.byte_tables import MOST_DEVICES
 from broker_server.figures import human_bytes, human_joules, human_seconds
 from broker_server.record import BytesRow, RoundRecord
 from broker_server.report import write_report

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.holdings import frames_of
+from broker_server.publishing.holdings import frames_of
 from broker_server.state import State
-from edge_runtime.messages import Assign
 from edge_runtime.parts import merge
+from edge_runtime.protocol.messages import Assign
 from tests.broker_server.scripted_device import Device
 from tests.broker_server.scripted_fleet import Fleet, experiment
 

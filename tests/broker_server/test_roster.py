@@ -12,7 +12,7 @@ from broker_server import roster as roster_module
 from broker_server.assignment import Problem
 from broker_server.roster import KERNELS, MAX_SAMPLES, Roster
 from broker_server.train_settings import Train
-from edge_runtime.messages import CHUNK_BYTES, Hello, Reject, Welcome
+from edge_runtime.protocol.messages import CHUNK_BYTES, Hello, Reject, Welcome
 from edge_runtime.trainers import TRAINERS
 from tests.broker_server.sample_model import SPEC
 from tests.broker_server.scripted_device import HELLO

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from broker_server.byte_tables import MOST_DEVICES, budgets, by_client, by_round
-from broker_server.link_bytes import carried, link_rows, total_bytes
+from broker_server.books.byte_tables import MOST_DEVICES, budgets, by_client, by_round
+from broker_server.books.link_bytes import carried, link_rows, total_bytes
+from broker_server.books.run_bytes import RunBytes, added
 from broker_server.record import BytesRow, RoundRecord
-from broker_server.run_bytes import RunBytes, added
 from tests.broker_server.sample_records import KINDS, byte_rows, client_round, round_record
 
 ROWS = st.lists(

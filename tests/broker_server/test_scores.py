@@ -15,7 +15,7 @@ from broker_server import forecast
 from broker_server.experiment import Experiment
 from broker_server.scores import Scores
 from broker_server.state import State
-from edge_runtime.messages import Report
+from edge_runtime.protocol.messages import Report
 from tests.broker_server.sample_model import make_assign, make_report, random_model
 
 EXPERTS = 4

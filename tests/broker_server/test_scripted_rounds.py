@@ -12,12 +12,12 @@ import pytest
 
 from broker_server import load
 from broker_server.experiment import Experiment
-from broker_server.holdings import frames_of
+from broker_server.publishing.holdings import frames_of
 from broker_server.record import RoundRecord
 from broker_server.state import State
 from edge_runtime.errors import FleetError
-from edge_runtime.ledger import EVERYONE
-from edge_runtime.messages import Assign
+from edge_runtime.protocol.ledger import EVERYONE
+from edge_runtime.protocol.messages import Assign
 from tests.broker_server.scripted_device import Device
 from tests.broker_server.scripted_fleet import (
     EXPERTS,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from broker_server import broker as broker_module
-from broker_server.broker import Broker, free_port
+from broker_server.brokers import broker as broker_module
+from broker_server.brokers.broker import Broker, free_port
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Experiment
 from broker_server.host import Host

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 
 from broker_server.state import State
-from edge_runtime.ledger import total_wire_bytes
-from edge_runtime.mailbox import MAX_CLIENTS
-from edge_runtime.messages import MIN_CHUNK_BYTES
+from edge_runtime.protocol.ledger import total_wire_bytes
+from edge_runtime.protocol.mailbox import MAX_CLIENTS
+from edge_runtime.protocol.messages import MIN_CHUNK_BYTES
 from edge_runtime.tensor_blob import pack_tensors
 from tests.broker_server.hostile import STRANGERS, Liar, Refuser, Shouter, Shuffler
 from tests.broker_server.scripted_device import Device

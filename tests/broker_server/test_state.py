@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_server.capacity import Cap
-from broker_server.history import Frame, Step
+from broker_server.publishing.history import Frame, Step
 from broker_server.state import State
-from edge_runtime.blob import digest
 from edge_runtime.errors import DataError
 from edge_runtime.parts import ModelParts, merge
+from edge_runtime.protocol.blob import digest
 from tests.broker_server.sample_model import random_model
 
 # Twelve experts: by name, experts.10 comes before experts.2.

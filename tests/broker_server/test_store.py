@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_server.agreement import Comparison
+from broker_server.books.agreement import Comparison
 from broker_server.record import BytesRow, ClientRound, Device, RoundRecord, Side, printable
 from broker_server.store import Store
 from edge_runtime.errors import ConfigError, DataError
-from edge_runtime.ledger import Direction
+from edge_runtime.protocol.ledger import Direction
 from tests.broker_server.sample_records import (
     client_round,
     device,

@@ -8,16 +8,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.link_bytes import link_rows, total_bytes
+from broker_server.books.link_bytes import link_rows, total_bytes
+from broker_server.books.traffic import RoundTraffic, Traffic, merged
 from broker_server.record import BytesRow
 from broker_server.recording import closed_record
-from broker_server.traffic import RoundTraffic, Traffic, merged
-from edge_runtime.blob import digest
-from edge_runtime.ledger import CONNECTION, Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import Account, Failed, Gone, Moved, Received, Report
-from edge_runtime.topics import up_topic
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.ledger import CONNECTION, Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import Account, Failed, Gone, Moved, Received, Report
+from edge_runtime.protocol.topics import up_topic
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
 from tests.broker_server.sample_records import troubled_record
 
 FEDERATION = "fed"

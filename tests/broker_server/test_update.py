@@ -14,8 +14,8 @@ from broker_server.update import check_report, decode_update, update_kinds
 from edge_runtime.codec import encode as encode_tensors
 from edge_runtime.codec import parse_coding
 from edge_runtime.errors import WireError
-from edge_runtime.messages import MAX_BLOB_BYTES, Assign, BlobRef, Report
 from edge_runtime.parts import GATE
+from edge_runtime.protocol.messages import MAX_BLOB_BYTES, Assign, BlobRef, Report
 from tests.broker_server.sample_model import (
     SAMPLES,
     changes,

@@ -6,8 +6,8 @@ import pytest
 
 from broker_server.work import Progress, Work
 from edge_runtime.errors import WireError
-from edge_runtime.messages import Artifact, BlobRef, Fetch, Want
 from edge_runtime.parts import ModelParts
+from edge_runtime.protocol.messages import Artifact, BlobRef, Fetch, Want
 from tests.broker_server.sample_model import make_assign
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from edge_runtime.messages import MAX_MESSAGE_BYTES
+from edge_runtime.protocol.messages import MAX_MESSAGE_BYTES
 from tests.e2e.processes import WAIT_S, free_port
 
 _POLL_S = 0.01

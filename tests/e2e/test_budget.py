@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker_server.books.link_bytes import carried
 from broker_server.config import load_experiment
-from broker_server.link_bytes import carried
 from broker_server.store import Store
 from tests.e2e.processes import Run
 

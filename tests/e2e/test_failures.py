@@ -13,9 +13,9 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_runtime.ledger import EVERYONE, NOBODY
-from edge_runtime.mailbox import UNKNOWN
-from edge_runtime.messages import (
+from edge_runtime.protocol.ledger import EVERYONE, NOBODY
+from edge_runtime.protocol.mailbox import UNKNOWN
+from edge_runtime.protocol.messages import (
     DIGEST_BYTES,
     MAX_MESSAGE_BYTES,
     Account,
@@ -33,7 +33,7 @@ from edge_runtime.messages import (
     Welcome,
     pack,
 )
-from edge_runtime.topics import all_topic, blob_topic, down_topic, up_topic
+from edge_runtime.protocol.topics import all_topic, blob_topic, down_topic, up_topic
 from tests.e2e.conftest import PAIR, PAIR_ROUNDS
 from tests.e2e.processes import (
     KERNEL_S,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from device_profiles import datasets
-from edge_runtime.topics import server_id, up_topic
+from edge_runtime.protocol.topics import server_id, up_topic
 from model_export.checkpoint import load_model
 from tests.e2e.conftest import QuietRun
 from tests.e2e.processes import Run

@@ -15,21 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker_server.broadcast import Broadcast
-from broker_server.history import Frame
+from broker_server.publishing.broadcast import Broadcast
+from broker_server.publishing.history import Frame
 from edge_runtime.artifact import pack_program
-from edge_runtime.blob import BlobShelf, digest, kind_of_expert, make_ref
 from edge_runtime.codec import encode, parse_coding
 from edge_runtime.contents import Contents
 from edge_runtime.errors import WireError
-from edge_runtime.ledger import Direction, Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.messages import CHUNK_BYTES, Artifact, Assign, Chunk, Fetch, Welcome
-from edge_runtime.mqtt import MqttLink
 from edge_runtime.parts import Tensors
+from edge_runtime.protocol.blob import BlobShelf, digest, kind_of_expert, make_ref
+from edge_runtime.protocol.ledger import Direction, Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import CHUNK_BYTES, Artifact, Assign, Chunk, Fetch, Welcome
+from edge_runtime.protocol.transfer import WINDOW, Download, serve
 from edge_runtime.supply import Supply
 from edge_runtime.tensor_blob import pack_tensors
-from edge_runtime.transfer import WINDOW, Download, serve
+from edge_runtime.transport.mqtt import MqttLink
 from tests.conftest import require_broker
 from tests.e2e.brokers import Mosquitto, Proxy
 from tests.edge_runtime.examples import ASSIGN

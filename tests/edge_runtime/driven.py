@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.packet import Packet
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
+from edge_runtime.transport.packet import Packet
 
 MAX_STEPS = 50_000
 

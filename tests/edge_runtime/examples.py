@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from edge_runtime.messages import (
+from edge_runtime.protocol.messages import (
     LAST_WILL,
     Account,
     Artifact,

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from edge_runtime import local_training
 from edge_runtime.agent import Agent
 from edge_runtime.artifact import pack_program
-from edge_runtime.blob import BlobShelf, digest, kind_of_expert, make_ref
 from edge_runtime.codec import decode, encode, parse_coding
 from edge_runtime.contents import Contents
 from edge_runtime.errors import WireError
 from edge_runtime.layout import ProgramLayout
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import (
+from edge_runtime.parts import GATE, ModelParts, Tensors, merge, split
+from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.blob import BlobShelf, digest, kind_of_expert, make_ref
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import (
     CHUNK_BYTES,
     Artifact,
     Assign,
@@ -39,14 +40,13 @@ from edge_runtime.messages import (
     Welcome,
     pack,
 )
-from edge_runtime.parts import GATE, ModelParts, Tensors, merge, split
-from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.topics import up_topic
+from edge_runtime.protocol.transfer import serve
 from edge_runtime.residual import Residuals
 from edge_runtime.shard import Shard
 from edge_runtime.tensor_blob import pack_tensors
-from edge_runtime.topics import up_topic
 from edge_runtime.trainer import Rates
-from edge_runtime.transfer import serve
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
 from edge_runtime.work import rates_of
 from tests.edge_runtime.driven import DrivenLink, World
 from tests.edge_runtime.reference_trainer import ReferenceTrainer, make_toy_layout

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.messages import (
+from edge_runtime.parts import GATE, Tensors, difference
+from edge_runtime.protocol.messages import (
     BlobRef,
     Chunk,
     Failed,
@@ -23,7 +24,6 @@ from edge_runtime.messages import (
     Stop,
     Want,
 )
-from edge_runtime.parts import GATE, Tensors, difference
 from edge_runtime.work import contents_of
 from tests.edge_runtime.stage import (
     NAME,

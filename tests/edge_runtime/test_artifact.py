@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.artifact import build_part, build_program, pack_program
-from edge_runtime.blob import digest, make_ref
 from edge_runtime.codec import decode, encode, parse_coding
 from edge_runtime.compression import own_compressors
 from edge_runtime.errors import WireError
-from edge_runtime.messages import Artifact
 from edge_runtime.parts import Tensors
+from edge_runtime.protocol.blob import digest, make_ref
+from edge_runtime.protocol.messages import Artifact
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
 RAW = parse_coding("raw")

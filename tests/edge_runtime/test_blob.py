@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.blob import BlobShelf, chunk, digest, kind_of_expert, make_ref
 from edge_runtime.errors import ConfigError, FlexmoeError, WireError
-from edge_runtime.messages import CHUNK_BYTES, MIN_CHUNK_BYTES, BlobRef, pack, unpack
+from edge_runtime.protocol.blob import BlobShelf, chunk, digest, kind_of_expert, make_ref
+from edge_runtime.protocol.messages import CHUNK_BYTES, MIN_CHUNK_BYTES, BlobRef, pack, unpack
 
 
 def test_digest_is_blake2b_of_16_bytes() -> None:

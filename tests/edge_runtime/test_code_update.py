@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.codec import decode
-from edge_runtime.messages import Assign, Fetch, Gone, Received, Report, Rollcall, Stop
 from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.protocol.messages import Assign, Fetch, Gone, Received, Report, Rollcall, Stop
 from edge_runtime.residual import Residuals
 from edge_runtime.update import Update, code_update
 from edge_runtime.work import changes

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.blob import BlobShelf, digest
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.messages import MAX_HELD
 from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.blob import BlobShelf, digest
+from edge_runtime.protocol.messages import MAX_HELD
 
 
 def put(contents: Contents, kind: str, data: bytes) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.contest import LOSSES, SHORT_CONNECTION_S, WINDOW_S, Contest
+from edge_runtime.transport.contest import LOSSES, SHORT_CONNECTION_S, WINDOW_S, Contest
 
 
 def after(lengths_s: list[float], pause_s: float) -> list[bool]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.codec import decode
 from edge_runtime.errors import WireError
-from edge_runtime.messages import unpack
+from edge_runtime.protocol.messages import unpack
 from edge_runtime.tensor_blob import unpack_tensors
 from tests.vectors import make, plain_codecs, plain_messages, plain_tensors
 from tests.vectors.load import MOST, SCHEMA, VECTORS, ZSTD, in_hex, outcome, shapes_of

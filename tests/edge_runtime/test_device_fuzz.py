@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from edge_runtime.blob import chunk
 from edge_runtime.errors import WireError
-from edge_runtime.memory_link import MemoryLink
-from edge_runtime.messages import (
+from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.blob import chunk
+from edge_runtime.protocol.messages import (
     MIN_CHUNK_BYTES,
     Assign,
     Fetch,
@@ -26,8 +26,8 @@ from edge_runtime.messages import (
     pack,
     unpack,
 )
-from edge_runtime.program_cache import ProgramCache
-from edge_runtime.topics import all_topic, blob_topic, down_topic
+from edge_runtime.protocol.topics import all_topic, blob_topic, down_topic
+from edge_runtime.transport.memory_link import MemoryLink
 from tests.edge_runtime.examples import EXAMPLES
 from tests.edge_runtime.mutations import mutant
 from tests.edge_runtime.stage import FEDERATION, NAME, Script, Stage, make_model

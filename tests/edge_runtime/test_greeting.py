@@ -9,14 +9,14 @@ import pytest
 from edge_runtime.codec import known_codecs
 from edge_runtime.errors import FlexmoeError
 from edge_runtime.greeting import HELLO_EVERY_S, HELLO_MOST_S
-from edge_runtime.messages import (
+from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.messages import (
     Gone,
     Hello,
     Report,
     Rollcall,
     Stop,
 )
-from edge_runtime.program_cache import ProgramCache
 from edge_runtime.telemetry import memory_available_bytes
 from edge_runtime.work import contents_of
 from tests.edge_runtime.stage import SAMPLES, Script, Stage, make_model

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.blob import kind_of_expert, make_ref
 from edge_runtime.errors import WireError
-from edge_runtime.kinds import MESSAGE_KIND, UpdateKinds, valid_kind
-from edge_runtime.ledger import CONNECTION
-from edge_runtime.messages import Chunk, Gone
+from edge_runtime.protocol.blob import kind_of_expert, make_ref
+from edge_runtime.protocol.kinds import MESSAGE_KIND, UpdateKinds, valid_kind
+from edge_runtime.protocol.ledger import CONNECTION
+from edge_runtime.protocol.messages import Chunk, Gone
 from tests.edge_runtime.examples import ref
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.ledger import (
+from edge_runtime.protocol.ledger import (
     CONNECTION,
     EVERYONE,
     NOBODY,
@@ -21,8 +21,8 @@ from edge_runtime.ledger import (
     to_moved,
     total_wire_bytes,
 )
-from edge_runtime.messages import Account, pack, unpack
-from edge_runtime.topics import valid_name
+from edge_runtime.protocol.messages import Account, pack, unpack
+from edge_runtime.protocol.topics import valid_name
 
 _bookings = st.builds(
     lambda client, direction, kind, payload, header, messages: (

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime import link as link_module
-from edge_runtime import mqtt
 from edge_runtime.errors import BrokerError, WireError
-from edge_runtime.inbox import Inbox
-from edge_runtime.link import Link
-from edge_runtime.memory_link import MemoryBroker, MemoryLink, topic_matches
-from edge_runtime.messages import MAX_MESSAGE_BYTES
-from edge_runtime.mqtt import MqttLink
-from edge_runtime.packet import Packet, publish_packet_bytes
+from edge_runtime.protocol.messages import MAX_MESSAGE_BYTES
+from edge_runtime.transport import link as link_module
+from edge_runtime.transport import mqtt
+from edge_runtime.transport.inbox import Inbox
+from edge_runtime.transport.link import Link
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink, topic_matches
+from edge_runtime.transport.mqtt import MqttLink
+from edge_runtime.transport.packet import Packet, publish_packet_bytes
 
 WAIT_S = 15.0
 Connect = Callable[..., Link]

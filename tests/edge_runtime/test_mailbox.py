@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.broker import Broker
-from edge_runtime import mailbox as mailbox_module
-from edge_runtime.blob import chunk
+from broker_server.brokers.broker import Broker
 from edge_runtime.errors import ConfigError, WireError
-from edge_runtime.ledger import CONNECTION, EVERYONE, Ledger, from_moved
-from edge_runtime.mailbox import UNKNOWN, DeviceMailbox, ServerMailbox
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import (
+from edge_runtime.protocol import mailbox as mailbox_module
+from edge_runtime.protocol.blob import chunk
+from edge_runtime.protocol.ledger import CONNECTION, EVERYONE, Ledger, from_moved
+from edge_runtime.protocol.mailbox import UNKNOWN, DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import (
     CHUNK_BYTES,
     VERSION,
     Account,
@@ -41,9 +40,10 @@ from edge_runtime.messages import (
     Welcome,
     pack,
 )
-from edge_runtime.mqtt import MqttLink
-from edge_runtime.packet import publish_packet_bytes
-from edge_runtime.topics import all_topic, blob_topic, down_topic, up_topic, valid_name
+from edge_runtime.protocol.topics import all_topic, blob_topic, down_topic, up_topic, valid_name
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
+from edge_runtime.transport.mqtt import MqttLink
+from edge_runtime.transport.packet import publish_packet_bytes
 from tests.edge_runtime.examples import ASSIGN, EXAMPLES, HELLO, REPORT, name
 
 FED = "fed"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.blob import digest
 from edge_runtime.errors import WireError
-from edge_runtime.messages import (
+from edge_runtime.protocol.blob import digest
+from edge_runtime.protocol.messages import (
     CHUNK_BYTES,
     DIGEST_BYTES,
     MAX_BLOB_BYTES,
@@ -36,7 +36,7 @@ from edge_runtime.messages import (
     same_work,
     unpack,
 )
-from edge_runtime.messages import __doc__ as doc
+from edge_runtime.protocol.messages import __doc__ as doc
 from edge_runtime.telemetry import Telemetry
 from tests.edge_runtime.examples import (
     ASSIGN,

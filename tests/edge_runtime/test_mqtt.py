@@ -20,13 +20,13 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker_server import broker as broker_module
-from broker_server.broker import Broker, free_port, open_broker
-from edge_runtime import contest, mqtt
+from broker_server.brokers import broker as broker_module
+from broker_server.brokers.broker import Broker, free_port, open_broker
 from edge_runtime.errors import BrokerError
-from edge_runtime.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES
-from edge_runtime.mqtt import MqttLink
-from edge_runtime.packet import Packet
+from edge_runtime.protocol.messages import CHUNK_BYTES, MAX_MESSAGE_BYTES
+from edge_runtime.transport import contest, mqtt
+from edge_runtime.transport.mqtt import MqttLink
+from edge_runtime.transport.packet import Packet
 from tests.conftest import require_broker
 
 WAIT_S = 15.0
@@ -157,7 +157,7 @@ def test_a_broker_that_dies_and_comes_back_is_found_again(
 
 VICTIM = """
 import sys
-from edge_runtime.mqtt import MqttLink
+from edge_runtime.transport.mqtt import MqttLink
 link = MqttLink(sys.argv[1], int(sys.argv[2]), sys.argv[3], will=(sys.argv[4], b"gone"))
 print("ready", flush=True)
 link.receive(600)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import DeviceMailbox, ServerMailbox
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import Gone, Moved, Received, Rollcall
 from edge_runtime.own_account import OwnAccount
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox, ServerMailbox
+from edge_runtime.protocol.messages import Gone, Moved, Received, Rollcall
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
 
 FEDERATION, NAME = "fed", "ann"
 ANSWER = Received("s", 1, 1)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import WireError
-from edge_runtime.packing import Packing
+from edge_runtime.protocol.packing import Packing
 
 VERSION, MAX_BYTES, MAX_ITEMS, MAX_TEXT = 7, 300_000, 100, 50
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.blob import chunk, make_ref
-from edge_runtime.messages import BlobRef
-from edge_runtime.partial_blob import PartialBlob
 from edge_runtime.partial_files import MAX_AGE_S, MIN_BYTES, PartialFile, PartialFiles
+from edge_runtime.protocol.blob import chunk, make_ref
+from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.partial_blob import PartialBlob
 from edge_runtime.unfinished import Unfinished
 
 SMALL = 1 << 16

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from broker_server.broker import Broker
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import ServerMailbox
-from edge_runtime.messages import CHUNK_BYTES, pack
-from edge_runtime.mqtt import MqttLink
-from edge_runtime.transfer import WINDOW
+from broker_server.brokers.broker import Broker
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.protocol.messages import CHUNK_BYTES, pack
+from edge_runtime.protocol.transfer import WINDOW
+from edge_runtime.transport.mqtt import MqttLink
 from tests.edge_runtime.stage import Stage, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,12 +27,12 @@ WAIT_S = 30.0
 DEVICE = """
 import sys, time
 from pathlib import Path
-from edge_runtime.blob import BlobShelf
+from edge_runtime.protocol.blob import BlobShelf
 from edge_runtime.contents import Contents
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import DeviceMailbox
-from edge_runtime.messages import Welcome, unpack
-from edge_runtime.mqtt import MqttLink
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import DeviceMailbox
+from edge_runtime.protocol.messages import Welcome, unpack
+from edge_runtime.transport.mqtt import MqttLink
 from edge_runtime.partial_files import PartialFiles
 from edge_runtime.supply import Supply
 from edge_runtime.unfinished import Unfinished

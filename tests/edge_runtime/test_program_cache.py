@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.blob import digest
 from edge_runtime.program_cache import ProgramCache, default_folder
+from edge_runtime.protocol.blob import digest
 
 
 def put(cache: ProgramCache, data: bytes) -> bytes:

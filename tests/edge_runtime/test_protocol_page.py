@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, get_args, get_origin, get_type_hints
 
-from broker_server import accounts, roster
-from edge_runtime import greeting, message_parts, messages, supply, tensor_blob, transfer, work
-from edge_runtime.messages import Artifact, BlobRef
+from broker_server import roster
+from broker_server.books import accounts
+from edge_runtime import greeting, supply, tensor_blob, work
+from edge_runtime.protocol import message_parts, messages, transfer
+from edge_runtime.protocol.messages import Artifact, BlobRef
 from tests.vectors import make
 from tests.vectors.load import PAGE, SCHEMA, VECTORS
 

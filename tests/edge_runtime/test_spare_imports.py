@@ -16,7 +16,7 @@ DEVICE = """
 from edge_runtime.spare_imports import spare_imports
 spare_imports()
 import sys
-import edge_runtime.agent, edge_runtime.mqtt, edge_runtime.shard, numpy.random
+import edge_runtime.agent, edge_runtime.transport.mqtt, edge_runtime.shard, numpy.random
 """
 CODECS = """
 from edge_runtime.codec import known_codecs, parse_coding
@@ -82,7 +82,7 @@ def test_packages_that_cannot_be_read_are_none(tmp_path: Path) -> None:
 
 
 def test_digests_are_the_same() -> None:
-    show = "from edge_runtime.blob import digest\nimport hashlib\n"
+    show = "from edge_runtime.protocol.blob import digest\nimport hashlib\n"
     show += "print(digest(b'abc').hex(), hashlib.sha256(b'abc').hexdigest())"
     assert python(DEVICE + show) == python(show)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_runtime.subscriptions import Subscriptions
+from edge_runtime.transport.subscriptions import Subscriptions
 
 
 def test_only_patterns_decide_whether_all_is_in_place() -> None:

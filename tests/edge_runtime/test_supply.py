@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.blob import chunk, digest
 from edge_runtime.downlink import RENEWED_S, STALLED_S
-from edge_runtime.memory_link import MemoryBroker
-from edge_runtime.messages import (
+from edge_runtime.parts import GATE, ModelParts, Tensors
+from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.blob import chunk, digest
+from edge_runtime.protocol.messages import (
     MIN_CHUNK_BYTES,
     Artifact,
     Assign,
@@ -27,11 +28,10 @@ from edge_runtime.messages import (
     Want,
     pack,
 )
-from edge_runtime.parts import GATE, ModelParts, Tensors
-from edge_runtime.program_cache import ProgramCache
+from edge_runtime.protocol.topics import blob_topic, down_topic
+from edge_runtime.protocol.transfer import WINDOW
 from edge_runtime.tensor_blob import pack_tensors
-from edge_runtime.topics import blob_topic, down_topic
-from edge_runtime.transfer import WINDOW
+from edge_runtime.transport.memory_link import MemoryBroker
 from edge_runtime.work import contents_of
 from tests.edge_runtime.stage import (
     FEDERATION,

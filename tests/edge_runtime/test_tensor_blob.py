@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_runtime.errors import WireError
-from edge_runtime.messages import MAX_BLOB_BYTES
+from edge_runtime.protocol.messages import MAX_BLOB_BYTES
 from edge_runtime.tensor_blob import (
     MAX_HEADER_BYTES,
     MAX_NAME,

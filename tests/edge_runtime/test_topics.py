@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.memory_link import topic_matches
-from edge_runtime.messages import DIGEST_BYTES, VERSION
-from edge_runtime.topics import (
+from edge_runtime.protocol.messages import DIGEST_BYTES, VERSION
+from edge_runtime.protocol.topics import (
     all_blobs_topic,
     all_topic,
     bad_name,
@@ -17,6 +16,7 @@ from edge_runtime.topics import (
     up_topic,
     valid_name,
 )
+from edge_runtime.transport.memory_link import topic_matches
 
 _ALLOWED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _names = st.text(_ALLOWED, min_size=1, max_size=64)

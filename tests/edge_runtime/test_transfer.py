@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.blob import chunk, make_ref
 from edge_runtime.errors import WireError
-from edge_runtime.messages import DIGEST_BYTES, BlobRef, Chunk, Fetch, Want
-from edge_runtime.transfer import MAX_ATTEMPTS, MAX_RETRY_S, Download, Wants, serve
+from edge_runtime.protocol.blob import chunk, make_ref
+from edge_runtime.protocol.messages import DIGEST_BYTES, BlobRef, Chunk, Fetch, Want
+from edge_runtime.protocol.transfer import MAX_ATTEMPTS, MAX_RETRY_S, Download, Wants, serve
 
 SMALL = 16
 NOTHING = Wants([], [])

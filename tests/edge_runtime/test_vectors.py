@@ -13,18 +13,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from edge_runtime import messages
 from edge_runtime.artifact import build_part, build_program, pack_program
-from edge_runtime.blob import chunk, digest
 from edge_runtime.codec import decode, encode, parse_coding
 from edge_runtime.compression import own_compressors
 from edge_runtime.errors import FlexmoeError
-from edge_runtime.messages import Artifact, Assign, BlobRef, Report, pack, unpack
 from edge_runtime.parts import GATE, ModelParts, Tensors
 from edge_runtime.program_file import unseal
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.blob import chunk, digest
+from edge_runtime.protocol.messages import Artifact, Assign, BlobRef, Report, pack, unpack
+from edge_runtime.protocol.topics import all_topic, blob_topic, down_topic, up_topic
 from edge_runtime.residual import Residuals
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
-from edge_runtime.topics import all_topic, blob_topic, down_topic, up_topic
 from edge_runtime.update import code_update
 from tests.vectors import make, plain_codecs, plain_messages, plain_tensors
 from tests.vectors.load import MOST, SCHEMA, VECTORS, ZSTD, floats, in_hex, named, shapes_of

@@ -17,8 +17,8 @@ import pytest
 from edge_runtime.codec import decode, encode, parse_coding
 from edge_runtime.compression import own_compressors
 from edge_runtime.errors import WireError
-from edge_runtime.ledger import Ledger
-from edge_runtime.mailbox import (
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import (
     TO_ALL,
     TO_DEVICE,
     TO_SERVER,
@@ -26,10 +26,10 @@ from edge_runtime.mailbox import (
     DeviceMailbox,
     ServerMailbox,
 )
-from edge_runtime.memory_link import MemoryBroker, MemoryLink
-from edge_runtime.messages import MAX_ITEMS, VERSION, Chunk, Message, pack, unpack
+from edge_runtime.protocol.messages import MAX_ITEMS, VERSION, Chunk, Message, pack, unpack
+from edge_runtime.protocol.topics import all_topic, blob_topic, down_topic, up_topic, valid_name
 from edge_runtime.tensor_blob import Shapes
-from edge_runtime.topics import all_topic, blob_topic, down_topic, up_topic, valid_name
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
 from tests.edge_runtime.examples import CHUNK, EXAMPLES, REPORT, TYPES, name
 from tests.edge_runtime.mutations import EXTREMES, mutant
 

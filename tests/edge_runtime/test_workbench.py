@@ -8,7 +8,7 @@ import pytest
 
 from edge_runtime import telemetry
 from edge_runtime.layout import ProgramLayout
-from edge_runtime.messages import Failed, Report, Stop
+from edge_runtime.protocol.messages import Failed, Report, Stop
 from edge_runtime.trainer import Batch, MemoryNeed, Rates, StepResult, Weights
 from tests.edge_runtime.reference_trainer import ReferenceTrainer, make_toy_layout
 from tests.edge_runtime.stage import BATCH, Script, Stage, failure, make_model

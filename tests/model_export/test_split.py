@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_runtime.blob import digest
 from edge_runtime.codec import decode, encode, parse_coding
 from edge_runtime.parts import GATE, Tensors, merge, split
+from edge_runtime.protocol.blob import digest
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 from model_export.models import MoE, make_model
 from model_export.split import to_model, to_weights

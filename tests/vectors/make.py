@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.artifact import pack_program
-from edge_runtime.blob import chunk, digest, make_ref
 from edge_runtime.codec import decode, encode, parse_coding
 from edge_runtime.compression import own_compressors
-from edge_runtime.messages import pack
 from edge_runtime.program_file import seal
+from edge_runtime.protocol.blob import chunk, digest, make_ref
+from edge_runtime.protocol.messages import pack
+from edge_runtime.protocol.topics import all_topic, blob_topic, down_topic, up_topic
 from edge_runtime.tensor_blob import Tensors, pack_tensors
-from edge_runtime.topics import all_topic, blob_topic, down_topic, up_topic
 from tests.edge_runtime.examples import EXAMPLES, TYPES
 from tests.vectors import bad, dump, samples
 from tests.vectors.plain_messages import schema

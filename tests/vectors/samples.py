@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import local_training
-from edge_runtime.blob import digest, kind_of_expert, make_ref
-from edge_runtime.messages import Artifact, Assign, Moved, Report
 from edge_runtime.parts import ModelParts, Tensors, merge, split
+from edge_runtime.protocol.blob import digest, kind_of_expert, make_ref
+from edge_runtime.protocol.messages import Artifact, Assign, Moved, Report
 from edge_runtime.residual import Residuals
 from edge_runtime.tensor_blob import pack_tensors
 from edge_runtime.update import Update, code_update

@@ -1,0 +1,1 @@
+"""Where a run's bytes went: counted on all sides, compared, and shown."""

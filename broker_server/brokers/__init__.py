@@ -1,0 +1,1 @@
+"""MQTT brokers: start one, find out what it can take, read what it counted."""

@@ -1,0 +1,1 @@
+"""Packets over MQTT, or in memory, with every byte counted."""

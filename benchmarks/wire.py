@@ -66,7 +66,8 @@ def _print_codecs(codecs: dict[str, Any]) -> None:
 
 
 def _print_transfers(transfers: list[dict[str, Any]]) -> None:
-    print(f"\n{'broker':12}{'MiB':>6}{'MB/s':>9}{'peak rise, MiB':>17}")
+    print(f"\n{'':18}{'until it is there':>26}{'built and checked':>26}")
+    print(f"{'broker':12}{'MiB':>6}" + 2 * f"{'MB/s':>9}{'peak rise, MiB':>17}")
     for row in transfers:
         print(f"{row['broker']:12}{row['mib']:6}{row['mb_per_s']:9.0f}{row['peak_rise_mib']:17.1f}")
 

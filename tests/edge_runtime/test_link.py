@@ -257,7 +257,9 @@ def test_what_nobody_listens_to_any_more_does_not_come(connect: Connect, unique:
 
 def test_an_empty_payload_clears_what_is_retained(connect: Connect, unique: str) -> None:
     sender, early, late = connect("sender"), connect("early"), connect("late")
-    early.listen([unique])
+    early.listen([unique, f"{unique}/ready"])
+    early.publish(f"{unique}/ready", b"ready")
+    assert receive(early).payload == b"ready"  # the broker has it on: a client is served in order
     sender.publish(unique, b"old", retain=True)
     sender.publish(unique, b"new", retain=True)
     assert [receive(early).payload for _ in range(2)] == [b"old", b"new"]

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from broker_server import roster
 from broker_server.books import accounts
-from edge_runtime import greeting, supply, tensor_blob, work
+from edge_runtime import downlink, greeting, supply, tensor_blob, work
 from edge_runtime.protocol import message_parts, messages, transfer
 from edge_runtime.protocol.messages import Artifact, BlobRef
 from tests.vectors import make
@@ -43,7 +43,8 @@ def test_the_tables_of_messages() -> None:
 
 def test_the_table_of_limits() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", PAGE, flags=re.M)
-    rooms = (message_parts, tensor_blob, transfer, supply, work, roster, accounts, greeting)
+    device = (transfer, supply, downlink, work, greeting)
+    rooms = (message_parts, tensor_blob, *device, roster, accounts)
     ours = {name: value for room in rooms for name, value in vars(room).items()}
     assert rows and {name: int(value) for name, value in rows} == {
         name: ours[name] for name, _ in rows

@@ -6,7 +6,7 @@ Memory grows with the devices and kinds, not with the rounds.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from broker_server.books.link_bytes import LinkFigures, by_client, link_figures
@@ -77,12 +77,11 @@ class RoundBytes:
 
 
 class RunBytes:
-    """The sums of a run. `add` each round, then `close` with what the end of the run moved.
+    """The sums of a run; `add` each round.
 
-    `rounds` are the rounds and, named ``end``, the end; `links` and `server` are all of them
-    together. `devices` are the links by client and family of kinds (``expert`` is one), `kinds` all
-    links by kind, `takers` the clients whose link carried a kind, `sent` the server by kind.
-    `means` and `budgets` are of the rounds alone.
+    `links` and `server` are all `rounds` together. `devices` are the links by client and family of
+    kinds (``expert`` is one), `kinds` all links by kind, `takers` the clients whose link carried a
+    kind, `sent` the server by kind.
     """
 
     def __init__(self) -> None:
@@ -95,13 +94,11 @@ class RunBytes:
         self.budgets = BudgetedRounds()
 
     @classmethod
-    def of(cls, records: Iterable[RoundRecord], closing: Sequence[BytesRow] = ()) -> RunBytes:
-        """The sums of these rounds, and of the rows that the end of the run left."""
+    def of(cls, records: Iterable[RoundRecord]) -> RunBytes:
+        """The sums of these rounds."""
         run = cls()
         for record in records:
             run.add(record)
-        if closing:
-            run.close(closing)
         return run
 
     def add(self, record: RoundRecord) -> None:
@@ -109,10 +106,6 @@ class RunBytes:
         links = by_client(self._add(str(record.round), record.bytes))
         self.means.add(record, links)
         self.budgets.add(record, links)
-
-    def close(self, rows: Iterable[BytesRow]) -> None:
-        """Count what moved after the last round: the rest of all accounts."""
-        self._add("end", rows)
 
     @property
     def links(self) -> Sums:

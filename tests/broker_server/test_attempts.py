@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from broker_server.experiment import Experiment
+from broker_server.state import State
 from edge_runtime.errors import FleetError
 from edge_runtime.protocol.messages import Assign, Failed
 from tests.broker_server.scripted_device import Device
@@ -283,3 +284,23 @@ def test_who_waits_its_turn_stays_as_it_was(tmp_path: Path) -> None:
     of_b = [event for record in fleet.records for event in record.events if event[:2] == "b:"]
     assert len(of_b) == 1 and of_b[0].startswith("b: holds 1 expert, its memory allows no more")
     assert state.paces["a"].clean > 0
+
+
+def test_a_device_is_told_which_of_its_updates_counted(tmp_path: Path) -> None:
+    settings = experiment(round={"deadline_s": DEADLINE_S, "quorum": 0.5})
+    fleet = fleet_of(Device, tmp_path, settings)
+    late = fleet.devices[NAMES[0]]
+    state = fleet.run(1)
+    late.delay_s = 2 * DEADLINE_S
+    state = fleet.run(2, state)
+    late.delay_s = 0.0
+    state = fleet.run(3, state)
+
+    def told(name: str) -> list[tuple[int, int]]:
+        work = [m for m in fleet.devices[name].received if isinstance(m, Assign)]
+        return list(dict.fromkeys((m.round, m.counted) for m in work))
+
+    assert told(NAMES[0]) == [(1, 0), (2, 1), (3, 1)]
+    assert told(NAMES[1]) == [(1, 0), (2, 1), (3, 2)]
+    assert state.counted == dict.fromkeys(NAMES, 3)
+    assert State.from_bytes(state.to_bytes()).counted == state.counted

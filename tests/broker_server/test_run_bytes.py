@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from broker_server.books.byte_tables import MOST_DEVICES, budgets, by_client, by_round
+from broker_server.books.byte_tables import MOST_DEVICES, budgets, by_client
 from broker_server.books.link_bytes import carried, link_rows, total_bytes
 from broker_server.books.run_bytes import RunBytes, added
 from broker_server.record import BytesRow, RoundRecord
@@ -47,14 +47,11 @@ def shown(table: RenderableType | None) -> list[list[str]]:
     return [re.split(r" {2,}", line.rstrip()) for line in capture.get().splitlines()]
 
 
-@given(st.lists(ROWS, max_size=3), ROWS)
-def test_sums_are_those_of_the_links_rows(
-    many: list[list[BytesRow]], closing: list[BytesRow]
-) -> None:
-    run = RunBytes.of(rounds_of(many), closing)
-    parts = [*many, closing] if closing else many
-    links = [row for rows in parts for row in link_rows(rows)]
-    ours = [row for rows in parts for row in rows if row.side == "server"]
+@given(st.lists(ROWS, max_size=3))
+def test_sums_are_those_of_the_links_rows(many: list[list[BytesRow]]) -> None:
+    run = RunBytes.of(rounds_of(many))
+    links = [row for rows in many for row in link_rows(rows)]
+    ours = [row for rows in many for row in rows if row.side == "server"]
     by_device: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     takers: defaultdict[str, set[str]] = defaultdict(set)
@@ -73,27 +70,9 @@ def test_sums_are_those_of_the_links_rows(
     }
     assert run.server.up.wire_bytes == total_bytes(ours, "up")
     assert sum(run.egress.values()) == total_bytes(ours, "down")
-    for one, rows in zip(run.rounds, parts, strict=True):
+    for one, rows in zip(run.rounds, many, strict=True):
         assert one.links.wire_bytes == sum(row.wire_bytes for row in link_rows(rows))
         assert one.links.wire_bytes == sum(link.total_bytes for link in carried(rows).values())
-
-
-def test_the_end_of_a_run_has_a_line_of_its_own() -> None:
-    closing = [BytesRow("server", "device-00", "up", "control", 300, 340, 1)]
-    lines = shown(by_round(RunBytes.of([round_record(1)], closing)))
-    assert [line[0] for line in lines[-3:]] == ["1", "end", "total"]
-    assert lines[-2][1:] == ["300 B", "40 B", "0 B", "0 B", "0 B", "0 B"]
-    assert shown(by_round(RunBytes.of([round_record(1)])))[-2][0] == "1"
-
-
-def test_the_end_of_a_run_is_in_no_rounds_budget_or_mean() -> None:
-    own = [replace(client_round("device-00"), budget_bytes=40_000)]
-    record = replace(round_record(1), clients=own)
-    more = [BytesRow("device", "device-00", "down", "gate", 50_000, 50_000, 0)]
-    closed, plain = RunBytes.of([record], more), RunBytes.of([record])
-    assert closed.budgets.found() == plain.budgets.found()
-    assert closed.means.typical() == plain.means.typical()
-    assert closed.links.down.wire_bytes == plain.links.down.wire_bytes + 50_000
 
 
 def test_tables_by_device_sum_up_a_crowd() -> None:

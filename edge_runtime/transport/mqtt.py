@@ -289,6 +289,8 @@ class MqttLink:
         self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any
     ) -> None:
         with self._changed:
+            # Whoever waits in `flush` counts next: with this packet, which is whole.
+            self._client.handled_bytes = self._client.received_bytes
             if self._unacknowledged.pop(mid, None) is None:
                 self._early.add(mid)
             self._changed.notify_all()

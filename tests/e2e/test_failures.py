@@ -164,7 +164,11 @@ def test_a_user_who_presses_ctrl_c_twice(
     run.signal(signal.SIGINT)
     run.signal(signal.SIGINT)
     end = run.finish()
-    assert (end.code, end.err) == (130, "flexmoe: interrupted\n")
+    assert end.code == 130
+    told, interrupted = end.err.splitlines()
+    assert interrupted == "flexmoe: interrupted"
+    assert f"in {out}; go on with: flexmoe run {experiment} " in told
+    assert told.endswith(f"--resume --out {out}")
     assert workshop.left(KERNEL_S) == []
 
 
@@ -201,7 +205,10 @@ def test_strangers_change_nothing(
 
 def assert_interrupted(run: Command, workshop: Workshop) -> None:
     end = run.finish()
-    assert end.err == "flexmoe: interrupted\n"
+    *told, interrupted = end.err.splitlines()
+    assert interrupted == "flexmoe: interrupted"
+    assert len(told) == (run.rounds() > 0)
+    assert all("go on with: flexmoe " in line and " --resume" in line for line in told)
     assert end.code == 130
     assert workshop.left() == []
 

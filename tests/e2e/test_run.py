@@ -241,8 +241,10 @@ def test_bytes_of_experts_are_booked_under_the_experts_that_were_assigned(run: R
 def test_only_the_first_run_exports(quiet_run: QuietRun, broker_kind: str) -> None:
     quiet_run("amqtt")
     run = quiet_run(broker_kind)
-    assert len(run.cache_after) == 4  # two programs, and a file of facts for each
-    assert run.cache_before in ({}, run.cache_after)
+    before, after = run.cache_before, run.cache_after
+    # Two programs, and a file of facts for each: made now, or found. Other tests may have made more.
+    assert len(after) - len(before) in (0, 4) and len(after) >= 4
+    assert before.items() <= after.items()
 
 
 def test_the_model_can_be_loaded_and_is_the_one_that_was_measured(run: Run) -> None:

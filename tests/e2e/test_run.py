@@ -242,7 +242,7 @@ def test_only_the_first_run_exports(quiet_run: QuietRun, broker_kind: str) -> No
     quiet_run("amqtt")
     run = quiet_run(broker_kind)
     before, after = run.cache_before, run.cache_after
-    # Two programs, and a file of facts for each: made now, or found. Other tests may have made more.
+    # Two programs, and a file of facts for each: made now, or found. Other tests may make more.
     assert len(after) - len(before) in (0, 4) and len(after) >= 4
     assert before.items() <= after.items()
 

@@ -8,7 +8,8 @@
     |- BrokerError          the MQTT broker: unreachable, port in use, refused
     |- WireError            a message, chunk or blob that breaks the protocol
     |- ProgramError         a program that cannot be exported, loaded or run
-    `- FleetError           the fleet as a whole: devices missing, quorum not met
+    |- FleetError           the fleet as a whole: devices missing, quorum not met
+    `- EmulationError       what a profile asks for cannot be enforced on this host
 
 Every message says what was expected, what came, and what to do about it.
 """
@@ -44,3 +45,7 @@ class ProgramError(FlexmoeError):
 
 class FleetError(FlexmoeError):
     """The fleet cannot do what the round needs."""
+
+
+class EmulationError(FlexmoeError):
+    """What a profile asks for cannot be enforced on this host."""

@@ -173,7 +173,7 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "execu
 
 
 def test_a_wheel_holds_the_four_packages_and_no_sources_of_the_extension(tmp_path: Path) -> None:
-    """And the programs for the benchmark, although git ignores them."""
+    """And the profiles, and the programs for the benchmark, although git ignores those."""
     packages = ("broker_server", "device_profiles", "edge_runtime", "model_export")
     copy = tmp_path / "copy"
     for package in packages:
@@ -194,4 +194,6 @@ def test_a_wheel_holds_the_four_packages_and_no_sources_of_the_extension(tmp_pat
     files = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
     assert {file.parts[0] for file in files if ".dist-info" not in str(file)} == set(packages)
     others = [f for f in files if f.parts[0] in packages and f.suffix not in (".py", ".pyi")]
-    assert others == [program.relative_to(copy)]
+    profiles = [file.relative_to(ROOT) for file in (ROOT / "device_profiles").rglob("*.toml")]
+    assert len(profiles) > 15
+    assert sorted(others) == sorted([program.relative_to(copy), *profiles])

@@ -25,7 +25,7 @@ from broker_server.figures import (
     plain_table,
     titled,
 )
-from device_profiles.link_class import LINKS
+from device_profiles.catalogue import PUBLISHED_LINKS
 from edge_runtime.protocol.ledger import CONNECTION, Direction
 
 MOST_DEVICES = 40
@@ -164,7 +164,7 @@ def sources() -> Table:
     for column in ("link", "figure", "value"):
         table.add_column(column, no_wrap=True, justify="right" if column == "value" else "left")
     table.add_column("from", overflow="fold")
-    for link in LINKS.values():
+    for link in PUBLISHED_LINKS.values():
         title, said = link.title, ""
         for name, figure in link.figures.items():
             source = "as above" if figure.source == said else figure.source

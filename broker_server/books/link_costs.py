@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from broker_server.books.link_bytes import LinkRound
 from broker_server.record import ClientRound, RoundRecord
-from device_profiles.link_class import LINKS, Cost, LinkClass, cost
+from device_profiles.catalogue import PUBLISHED_LINKS
+from device_profiles.link_class import Cost, LinkClass, cost
 
 _NOTHING = LinkRound(0, 0)
 
@@ -62,7 +63,7 @@ def costs(typical: TypicalRounds) -> list[tuple[LinkClass, Cost, Cost]]:
             cost(link, typical.mean.up_bytes, typical.mean.down_bytes),
             cost(link, typical.worst.up_bytes, typical.worst.down_bytes),
         )
-        for link in LINKS.values()
+        for link in PUBLISHED_LINKS.values()
     ]
 
 

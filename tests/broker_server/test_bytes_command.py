@@ -21,7 +21,7 @@ from broker_server.books.link_bytes import link_rows
 from broker_server.cli import main
 from broker_server.record import RoundRecord
 from broker_server.store import Store
-from device_profiles.link_class import LINKS
+from device_profiles.catalogue import PUBLISHED_LINKS
 from edge_runtime.errors import ConfigError, DataError
 from tests.broker_server.sample_records import round_record
 
@@ -94,7 +94,7 @@ def test_sources_are_printed_on_demand(run: Path, capsys: pytest.CaptureFixture[
     assert not any("ASSUMED" in line for line in printed(capsys, str(run)))
     text = " ".join(" ".join(printed(capsys, str(run), "--links")).split())
     assert "ASSUMED: " in text
-    assert all(link.title in text for link in LINKS.values())
+    assert all(link.title in text for link in PUBLISHED_LINKS.values())
     assert "5,470" in text
 
 

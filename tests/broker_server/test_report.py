@@ -21,7 +21,8 @@ from broker_server.figures import human_bytes, human_joules, human_seconds
 from broker_server.record import BytesRow, RoundRecord
 from broker_server.report import write_report
 from broker_server.tables import render
-from device_profiles.link_class import LINKS, cost
+from device_profiles.catalogue import PUBLISHED_LINKS
+from device_profiles.link_class import cost
 from edge_runtime.errors import DataError
 from tests.broker_server.sample_records import (
     client_round,
@@ -89,6 +90,12 @@ def test_the_report_has_the_rounds_with_the_keys_that_were_promised(tmp_path: Pa
         for key in (*ISSUE_KEYS, "routed_cv", "gap", "violated_samples", "least_violation"):
             assert entry[key] == getattr(record, key)
         assert entry["assignments"] == {"device-00": [0, 1], "device-01": [0, 1]}
+        assert entry["capacities"]["device-01"] == {
+            "asked": 3,
+            "k": 2,
+            "limit": "memory",
+            "why": "3 need 21 MiB, its limit of 64 MiB leaves 18",
+        }
     assert written["final"]["global_accuracy"] == 0.75
     assert written["final"]["uplink_bytes"] == 2 * round_record(1).uplink_bytes
     assert written["final"]["bytes_by_kind"]["expert:1"] == {
@@ -293,9 +300,9 @@ def test_a_mean_round_is_priced_on_each_link(tmp_path: Path) -> None:
     assert final["mean_round"] == {"up_bytes": up, "down_bytes": down + 30_000}
     worst = {"client": "device-01", "up_bytes": up, "down_bytes": down + 60_000}
     assert final["worst_round"] == worst
-    expected = cost(LINKS["lora"], up, down + 60_000)
+    expected = cost(PUBLISHED_LINKS["lora"], up, down + 60_000)
     assert final["costs"]["lora"]["worst"] == asdict(expected)
-    assert list(final["costs"]) == list(LINKS)
+    assert list(final["costs"]) == list(PUBLISHED_LINKS)
     line = row(shown(rounds), "What a round's bytes cost a device on other links", "LoRa")
     assert line[3:] == [human_seconds(expected.seconds), human_joules(expected.joules)]
     assert "other links" not in "\n".join(shown([replace(rounds[0], clients=[])]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError, WireError
@@ -35,10 +34,12 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.protocol.transfer import serve
 from edge_runtime.residual import Residuals
+from edge_runtime.session import Finished, Session
 from edge_runtime.shard import Shard
 from edge_runtime.supply import Supply
 from edge_runtime.telemetry import Telemetry
 from edge_runtime.trainer import Trainer
+from edge_runtime.turn import NoTurn, Phase, Turn
 from edge_runtime.work import TooLarge, check_work, contents_of, same_task
 from edge_runtime.workbench import Workbench
 
@@ -55,31 +56,6 @@ class Superseded(Exception):
     """Other work arrived while this was under way."""
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """Work that is done: kept until the server has collected it."""
-
-    assign: Assign
-    report: Report
-    update: bytes
-    at_s: float
-    greeted: int  # how many hellos were said before it was reported
-
-
-@dataclass
-class _Session:
-    """What a device remembers of one session: nothing of it survives into the next."""
-
-    name: str = ""
-    welcome: Welcome | None = None
-    next_work: Assign | None = None
-    doing: Assign | None = None
-    latest: tuple[int, int] = (0, 0)  # round and attempt of the last work that was taken
-    called: bool = False  # since then the server called the roll, or said welcome
-    finished: _Finished | None = None
-    upload_s: float = 0.0
-
-
 class Agent:
     """A device. `live()` returns the reason for which the server ended it."""
 
@@ -94,9 +70,12 @@ class Agent:
         link_class: str = "",
         memory_limit_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        board: str = "",
+        telemetry: Telemetry | None = None,
+        turns: Turn | None = None,
     ) -> None:
-        """`link_class`: of its link, by name, or empty. `memory_limit_bytes`: what training may
-        use; None: what is free when it begins."""
+        """`link_class` and `board` by name, or empty. `memory_limit_bytes`: what training may use;
+        None: what is free when it begins. `turns`: None: it may always compute."""
         self._mailbox = mailbox
         self._contents = contents
         self._local_gate = local_gate or LocalGate()
@@ -104,11 +83,12 @@ class Agent:
         own = self._local_gate, self._residuals
         self._workbench = Workbench(trainer, shard, contents, *own, memory_limit_bytes, clock)
         self._greeting = Greeting(
-            mailbox, shard, trainer.name, contents, link_class, memory_limit_bytes, clock
+            mailbox, shard, trainer.name, contents, link_class, memory_limit_bytes, clock, board
         )
         self._clock = clock
-        self._telemetry = Telemetry()
-        self._session = _Session()
+        self._telemetry = telemetry or Telemetry()
+        self._turns = turns or NoTurn()
+        self._session = Session()
         self._supply: Supply | None = None
 
     def live(self) -> str:
@@ -128,7 +108,7 @@ class Agent:
 
     def _next_work(self) -> Assign:
         while self._session.next_work is None:
-            self._turn(POLL_S)
+            self._listen(POLL_S)
         work, self._session.next_work = self._session.next_work, None
         return work
 
@@ -155,27 +135,31 @@ class Agent:
             self._mailbox.send(Failed(work.session, work.round, work.attempt, why[:500], needed))
         finally:
             session.doing = None
+            self._turns.over()
 
-    def _work(self, work: Assign) -> _Finished:
+    def _work(self, work: Assign) -> Finished:
         """Fetch, train, evaluate; the report and the update that it names."""
         welcome = self._session.welcome
         assert welcome is not None  # without one no work is taken
         check_work(work)
         self._telemetry.begin()
-        began_s = self._clock()
+        began_s, waited_s = self._clock(), self._turns.waited_s
         supply = Supply(work, welcome, self._contents, self._mailbox, self._clock)
         try:
-            self._supply = supply
             self._get(supply, work)
             fetch_s = self._clock() - began_s
+            self._begin("work", work)
             before = self._workbench.prepare(work)
         finally:
-            self._supply = None
             supply.close()
-        outcome = self._workbench.train(work, before, lambda: self._out_of_date(work))
-        if outcome is None:
+        self._begin("train", work)
+        trained = self._workbench.train(work, before, lambda: self._out_of_date(work))
+        if trained is None:
             raise Superseded
-        result, tested, update = outcome.result, outcome.tested, outcome.update
+        self._begin("work", work)
+        update = self._workbench.code(work, before)
+        self._turns.over()
+        result, tested = trained.result, trained.tested
         ref = make_ref(update.data)
         self._mailbox.learn(ref, update.sections)
         report = Report(
@@ -190,12 +174,15 @@ class Agent:
             test_hits=tested.hits,
             test_samples=tested.samples,
             telemetry={
-                **self._telemetry.read(),
-                "fetch_s": fetch_s,
+                **self._telemetry.read(
+                    self._turns.waited_s - waited_s,
+                    fetch_s=fetch_s,
+                    train_s=trained.train_s,
+                    previous_upload_s=self._session.upload_s,
+                ),
                 "fetch_bytes": float(supply.fetched_bytes),
-                "train_s": outcome.train_s,
                 "train_steps": float(result.steps),
-                "previous_upload_s": self._session.upload_s,
+                "train_cpu_s": trained.train_cpu_s,
             },
             update=ref,
             sections=[size_bytes for _, size_bytes in update.sections],
@@ -203,20 +190,29 @@ class Agent:
             dropped=self._contents.tell_dropped(part.digest for _, part in contents_of(work)),
         )
         log.info("round %d: experts %s, loss %.4f", work.round, work.experts, result.train_loss)
-        return _Finished(work, report, update.data, self._clock(), self._greeting.said)
+        return Finished(work, report, update.data, self._clock(), self._greeting.said)
 
     def _get(self, supply: Supply, work: Assign) -> None:
         """Ask for what is not here, a window of chunks at a time, until all is."""
-        supply.ask()
-        while not supply.complete:
-            self._turn(min(POLL_S, supply.next_ask_s()))
-            if self._superseded(work):
-                raise Superseded
+        self._supply = supply
+        try:
             supply.ask()
+            while not supply.complete:
+                self._listen(min(POLL_S, supply.next_ask_s()))
+                if self._superseded(work):
+                    raise Superseded
+                supply.ask()
+        finally:
+            self._supply = None
+
+    def _begin(self, phase: Phase, work: Assign) -> None:
+        """Wait for the turn to begin `phase`, and answer the inbox meanwhile."""
+        if not self._turns.begin(phase, lambda: self._out_of_date(work)):
+            raise Superseded
 
     # --- the inbox -----------------------------------------------------------------------------
 
-    def _turn(self, timeout_s: float) -> None:
+    def _listen(self, timeout_s: float) -> None:
         """Say hello if it is time, then handle at most one message."""
         self._greeting.say(self._session.name)
         message = self._mailbox.receive(timeout_s)
@@ -281,7 +277,7 @@ class Agent:
         if same and self._supply is not None:
             self._supply.replan(work, session.welcome)
 
-    def _serve(self, fetch: Fetch, finished: _Finished) -> None:
+    def _serve(self, fetch: Fetch, finished: Finished) -> None:
         """Send chunks of the update."""
         update = {finished.report.update.digest: finished.update}
         chunk_bytes, has_room = self._mailbox.chunk_bytes, self._mailbox.link.has_room
@@ -296,6 +292,6 @@ class Agent:
         if session != self._session.name:
             if self._session.name:
                 self._greeting.account.forget()
-            self._session = _Session(session)
+            self._session = Session(session)
             self._local_gate.enter(session)
             self._residuals.enter(session)

@@ -1,4 +1,4 @@
-"""The command `flexmoe`: `device` and `bench` in a base install, the rest with the server extra."""
+"""The command `flexmoe`: device, bench, profiles in a base install, the rest with the extra."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from edge_runtime import __version__
+from edge_runtime.device_options import OneLineParser, count, device_parser, threads
 from edge_runtime.errors import ConfigError, FlexmoeError
 from edge_runtime.spare_imports import spare_imports
 
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_device(arguments[1:])
         if arguments[:1] == ["bench"]:
             return run_bench(arguments[1:])
+        if arguments[:1] == ["profiles"]:
+            return run_profiles(arguments[1:])
         return _run_server_command(arguments)
     except FlexmoeError as error:
         print(f"flexmoe: error: {error}", file=sys.stderr)
@@ -75,107 +79,13 @@ def _run_server_command(arguments: list[str]) -> int:
         if arguments in ([], ["--help"], ["-h"]):
             print("flexmoe device: run this machine as a device (flexmoe device --help).")
             print("flexmoe bench device: how fast this machine trains.")
+            print("flexmoe profiles: boards and links, and what stands for them on this machine.")
             print("The server's commands need: pip install 'flexmoe[server]'")
             return 0
         raise ConfigError(
             f"the server's commands need {error.name}, which is not installed; "
             "install them with: pip install 'flexmoe[server]' (`flexmoe device` works without)"
         ) from None
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with one line for a wrong command line instead of the usage on several."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-def device_parser() -> argparse.ArgumentParser:
-    """The options of `flexmoe device`."""
-    from edge_runtime.trainers import TRAINERS
-
-    parser = _Parser(
-        prog="flexmoe device",
-        description="Run this machine as a device: train the experts that the server assigns, on "
-        "the data in FILE, until the server says stop.",
-    )
-    parser.add_argument("--broker", required=True, metavar="HOST:PORT", help="the MQTT broker")
-    parser.add_argument("--id", required=True, metavar="NAME", help="this device's name")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE.npz",
-        type=Path,
-        help="its own data: arrays x_train, y_train, x_test, y_test",
-    )
-    parser.add_argument(
-        "--federation", default="default", metavar="NAME", help="which federation to join"
-    )
-    parser.add_argument(
-        "--trainer",
-        default="native",
-        choices=list(TRAINERS),
-        help="what runs the programs: our own runtime, or the stock one, which needs torch "
-        "[default: native]",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_threads,
-        metavar="N",
-        help="threads of a training step [default: the whole cores of the cgroup's quota, or 1]",
-    )
-    parser.add_argument(
-        "--memory-mib",
-        type=_count,
-        metavar="N",
-        help="memory that training may use, MiB [default: what is free]",
-    )
-    parser.add_argument(
-        "--shelf-mib",
-        type=_count,
-        default=64,
-        metavar="N",
-        help="memory for the parts and programs that it holds, MiB; what codecs lost of its "
-        "updates takes up to a quarter of that besides [default: 64]",
-    )
-    cache = parser.add_mutually_exclusive_group()
-    cache.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=Path,
-        help="keep programs here, so that each travels once, and large blobs while they come "
-        "[default: devices/FEDERATION/NAME in "
-        "$FLEXMOE_CACHE, else in flexmoe in the user's cache folder]",
-    )
-    cache.add_argument("--no-cache", action="store_true", help="keep no programs on disk")
-    parser.add_argument(
-        "--state",
-        metavar="DIR",
-        type=Path,
-        help="keep a local gate and what codecs lost here, to survive a restart",
-    )
-    parser.add_argument(
-        "--link",
-        default="",
-        metavar="CLASS",
-        help="the class of its link, for the server's budgets",
-    )
-    parser.add_argument("--verbose", action="store_true", help="log what happens on the way")
-    return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    from edge_runtime.trainers import MAX_THREADS
-
-    if _count(text) > MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_THREADS}, got {text}")
-    return int(text)
 
 
 def _spare_memory() -> None:
@@ -196,6 +106,7 @@ def run_device(arguments: Sequence[str]) -> int:
 
     from edge_runtime.agent import Agent
     from edge_runtime.contents import Contents
+    from edge_runtime.interface import is_loopback
     from edge_runtime.local_gate import LocalGate
     from edge_runtime.partial_files import PartialFiles
     from edge_runtime.program_cache import ProgramCache, default_folder
@@ -206,13 +117,16 @@ def run_device(arguments: Sequence[str]) -> int:
     from edge_runtime.protocol.topics import bad_name, device_id, up_topic, valid_name
     from edge_runtime.residual import Residuals
     from edge_runtime.shard import Shard
+    from edge_runtime.telemetry import Telemetry
     from edge_runtime.trainers import make_trainer
     from edge_runtime.transport.address import parse_address
     from edge_runtime.transport.mqtt import MqttLink
+    from edge_runtime.turn import NoTurn, SocketTurn
     from edge_runtime.unfinished import Unfinished
 
     host, port = parse_address(options.broker)
-    names = {"device": options.id, "federation": options.federation, "link": options.link or "-"}
+    names = {"device": options.id, "federation": options.federation}
+    names |= {"link": options.link or "-", "board": options.board or "-"}
     for what, name in names.items():
         if not valid_name(name):
             raise ConfigError(bad_name(what, name))
@@ -225,21 +139,48 @@ def run_device(arguments: Sequence[str]) -> int:
     trainer = make_trainer(options.trainer, options.threads)
     memory = options.memory_mib * 1024 * 1024 if options.memory_mib else None
     will = up_topic(options.federation, options.id), pack(Gone(LAST_WILL))
-    link = MqttLink(host, port, device_id(options.federation, options.id), will)
-    try:
+    emulated = bool(options.turns or options.shape or options.time_scale != 1.0)
+    telemetry = Telemetry(options.time_scale, not is_loopback(host), sensors=not emulated)
+    turns = SocketTurn(options.turns, options.id) if options.turns else NoTurn()
+    with ExitStack() as closing:
+        closing.callback(turns.close)
+        if options.shape:
+            host, port = _open_relay(closing, host, port, options.shape)
+        link = MqttLink(host, port, device_id(options.federation, options.id), will)
+        closing.callback(link.close)
         mailbox = DeviceMailbox(link, options.federation, options.id, Ledger())
         gate = LocalGate(_own_file(options, "gate"))
         residuals = Residuals(_own_file(options, "residual"), shelf_bytes // 4)
-        agent = Agent(mailbox, shard, trainer, contents, gate, residuals, options.link, memory)
+        agent = Agent(
+            mailbox,
+            shard,
+            trainer,
+            contents,
+            gate,
+            residuals,
+            options.link,
+            memory,
+            board=options.board,
+            telemetry=telemetry,
+            turns=turns,
+        )
         try:
             reason = agent.live()
         except KeyboardInterrupt:
             agent.leave("interrupted")
             raise
-    finally:
-        link.close()
     print(f"{options.id}: {reason}")
     return 0
+
+
+def _open_relay(closing: ExitStack, host: str, port: int, shape: str) -> tuple[str, int]:
+    """Where the broker is reached through a link of this shape."""
+    from edge_runtime.transport.relay import Relay
+    from edge_runtime.transport.shape import Shape
+
+    relay = Relay(host, port, Shape.parse(shape))
+    closing.callback(relay.close)
+    return relay.host, relay.port
 
 
 def _own_file(options: argparse.Namespace, what: str) -> Path | None:
@@ -250,7 +191,7 @@ def bench_parser() -> argparse.ArgumentParser:
     """The options of `flexmoe bench`, which has `device` only."""
     from edge_runtime.bench_step import MODELS
 
-    parser = _Parser(prog="flexmoe bench", description="How fast this machine is.")
+    parser = OneLineParser(prog="flexmoe bench", description="How fast this machine is.")
     device = parser.add_subparsers(metavar="device", required=True).add_parser(
         "device",
         help="what a training step costs on this machine",
@@ -259,13 +200,13 @@ def bench_parser() -> argparse.ArgumentParser:
     )
     device.add_argument("--model", choices=MODELS, action="append", help="[default: all]")
     device.add_argument(
-        "--k", type=_count, default=2, metavar="N", help="experts of the subset model [default: 2]"
+        "--k", type=count, default=2, metavar="N", help="experts of the subset model [default: 2]"
     )
     device.add_argument(
-        "--batch", type=_count, default=32, metavar="N", help="samples a step [default: 32]"
+        "--batch", type=count, default=32, metavar="N", help="samples a step [default: 32]"
     )
     device.add_argument(
-        "--threads", type=_threads, default=1, metavar="N", help="threads of a step [default: 1]"
+        "--threads", type=threads, default=1, metavar="N", help="threads of a step [default: 1]"
     )
     device.add_argument("--programs", type=Path, metavar="DIR", help="the folder of program files")
     device.add_argument(
@@ -285,6 +226,13 @@ def run_bench(arguments: Sequence[str]) -> int:
     sizes = options.k, options.batch, options.threads
     print(bench.report(models, *sizes, options.programs, options.json))
     return 0
+
+
+def run_profiles(arguments: Sequence[str]) -> int:
+    """`flexmoe profiles`, which needs no server extra: returns 0 when it is done."""
+    command = importlib.import_module("device_profiles.profiles_command")
+    code: int = command.run(arguments)
+    return code
 
 
 def _interrupt_again(lost: UnraisableHookArgs) -> None:

@@ -1,7 +1,8 @@
-"""Where a device does a round's work, once all blobs are there: load, train, test, compare."""
+"""Where a device does a round's work, once all blobs are there: load, train, test, code."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from edge_runtime.work import TooLarge, check_memory, rates_of, starting_parts
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the work came to; `train_s` is the time of training alone."""
+class Trained:
+    """What training came to. `train_s` is the time of training alone, `train_cpu_s` the CPU seconds
+    of training and testing, over all threads."""
 
     result: LocalResult
     tested: Evaluation
-    update: Update
     train_s: float
+    train_cpu_s: float
 
 
 class Workbench:
@@ -84,19 +86,17 @@ class Workbench:
 
     def train(
         self, work: Assign, before: ModelParts, interrupted: Callable[[], bool]
-    ) -> Outcome | None:
+    ) -> Trained | None:
         """Train from `before`, and test; None when `interrupted()` turned true on the way.
 
         `TooLarge` if the memory does not suffice after all.
         """
         with self._short_of_memory():
-            return self._train(work, before, interrupted)
+            self._trainer.assign(work.experts, merge(before))
+            return self._train(work, interrupted)
 
-    def _train(
-        self, work: Assign, before: ModelParts, interrupted: Callable[[], bool]
-    ) -> Outcome | None:
-        self._trainer.assign(work.experts, merge(before))
-        shard, began_s = self._shard, self._clock()
+    def _train(self, work: Assign, interrupted: Callable[[], bool]) -> Trained | None:
+        shard, began_s, began_cpu_s = self._shard, self._clock(), time.process_time()
         result = local_training.fit(
             self._trainer,
             shard.train,
@@ -113,11 +113,15 @@ class Workbench:
         tested = local_training.evaluate(self._trainer, shard.test, shard.y_test, interrupted)
         if tested is None:
             return None
-        after = split(self._trainer.weights())
-        if work.local_gate:
-            self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
-        update = code_update(work, before, after, self._residuals)
-        return Outcome(result, tested, update, train_s)
+        return Trained(result, tested, train_s, time.process_time() - began_cpu_s)
+
+    def code(self, work: Assign, before: ModelParts) -> Update:
+        """The update that training from `before` came to; a local gate's new rows are kept."""
+        with self._short_of_memory():
+            after = split(self._trainer.weights())
+            if work.local_gate:
+                self._local_gate.keep(work.round, {e: after.gate[e] for e in work.experts})
+            return code_update(work, before, after, self._residuals)
 
     def _make_room(self, work: Assign, pair: tuple[bytes, bytes]) -> None:
         """Load `pair` if it is not; `TooLarge` if training needs more memory than there is."""

@@ -44,9 +44,11 @@ from edge_runtime.protocol.topics import up_topic
 from edge_runtime.protocol.transfer import serve
 from edge_runtime.residual import Residuals
 from edge_runtime.shard import Shard
+from edge_runtime.telemetry import Telemetry
 from edge_runtime.tensor_blob import pack_tensors
 from edge_runtime.trainer import Rates
 from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
+from edge_runtime.turn import Turn
 from edge_runtime.work import rates_of
 from tests.edge_runtime.driven import DrivenLink, World
 from tests.edge_runtime.reference_trainer import ReferenceTrainer, make_toy_layout
@@ -153,6 +155,9 @@ class Stage:
         programs: ProgramCache | None = None,
         residuals: Residuals | None = None,
         link_class: str = "",
+        board: str = "",
+        telemetry: Telemetry | None = None,
+        turns: Turn | None = None,
         **sizes: Any,
     ) -> None:
         self.world = World()
@@ -176,6 +181,9 @@ class Stage:
             link_class=link_class,
             memory_limit_bytes=memory_limit_bytes,
             clock=self.world.clock,
+            board=board,
+            telemetry=telemetry,
+            turns=turns,
         )
         self.layout = make_toy_layout("train", **sizes)
         self.programs = [

@@ -1,13 +1,24 @@
-"""Limits read from cgroup trees of both versions, built as the kernel shows them."""
+"""Limits and usage read from cgroup trees of both versions, built as the kernel shows them."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edge_runtime.cgroup import Limits, read_limits, usable_cores
+from edge_runtime.cgroup import (
+    Limits,
+    Usage,
+    read_limits,
+    read_usage,
+    usable_cores,
+    usage_of,
+)
 
 MIB = 1 << 20
 NONE = Limits(None, None, None, None)
@@ -33,6 +44,11 @@ class Tree:
         """What a process with this membership may use."""
         self.membership.write_text("".join(f"{line}\n" for line in lines))
         return read_limits(self.mount, self.membership)
+
+    def usage(self, *lines: str) -> Usage:
+        """What the group of a process with this membership has used."""
+        self.membership.write_text("".join(f"{line}\n" for line in lines))
+        return read_usage(self.mount, self.membership)
 
 
 @pytest.fixture
@@ -155,6 +171,124 @@ def test_both_versions_at_once(tree: Tree) -> None:
     tree.group("unified/a", cpu_max="70000 100000")
     limits = tree.limits("4:memory:/a", "0::/a")
     assert limits == Limits(64 * MIB, MIB, 63 * MIB, 0.7)
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+V2_GROUP = {
+    "cgroup_events": "populated 1",
+    "cpu_stat": "usage_usec 2500000\nuser_usec 2000000\nnr_periods 300\nnr_throttled 120\n"
+    "throttled_usec 1500000\nnr_bursts 0",
+    "memory_current": 40 * MIB,
+    "memory_stat": f"anon 6\ninactive_file {30 * MIB}",
+    "memory_peak": 50 * MIB,
+    "memory_max": 64 * MIB,
+    "memory_events": "low 0\noom 3\noom_kill 2\noom_group_kill 0",
+    "io_stat": "8:0 rbytes=100 wbytes=7 rios=3 wios=1 dbytes=0 dios=0\n254:16 rbytes=20 wbytes=1",
+    "pids_current": 5,
+}
+USED = Usage(2.5, 300, 120, 1.5, 10 * MIB, 50 * MIB, 64 * MIB, 2, 120, 8, 5)
+
+
+def make_v1_group(tree: Tree, path: str = "a") -> dict[str, Path]:
+    """The same group as `V2_GROUP`, by version 1; its folders by controller."""
+    stat = "nr_periods 300\nnr_throttled 120\nthrottled_time 1500000000\nnr_bursts 0"
+    tree.group(f"cpu/{path}", cpu_stat=stat)
+    tree.group(f"cpuacct/{path}", cpuacct_usage=2_500_000_000)
+    tree.group(
+        f"memory/{path}",
+        memory_usage_in_bytes=40 * MIB,
+        memory_stat=f"inactive_file 1\ntotal_inactive_file {30 * MIB}",
+        memory_max_usage_in_bytes=50 * MIB,
+        memory_limit_in_bytes=64 * MIB,
+        memory_oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2",
+    )
+    served = "8:0 Read 100\n8:0 Write 7\n8:0 Sync 9\n8:0 Total 107\n254:16 Read 20\n254:16 Write 1"
+    tree.group(
+        f"blkio/{path}", **{"blkio_throttle.io_service_bytes_recursive": f"{served}\nTotal 8"}
+    )
+    tree.group(f"pids/{path}", pids_current=5)
+    return {name: tree.mount / name / path for name in CONTROLLERS}
+
+
+CONTROLLERS = ("cpu", "cpuacct", "memory", "blkio", "pids")
+V1_LINES = [f"{number}:{name}:/a" for number, name in enumerate(CONTROLLERS, 1)]
+
+
+def test_v2_usage(tree: Tree) -> None:
+    tree.group("a", **V2_GROUP)
+    assert usage_of({"v2": tree.mount / "a"}) == USED
+    assert tree.usage("0::/a") == USED
+
+
+def test_v1_usage(tree: Tree) -> None:
+    folders = make_v1_group(tree)
+    assert usage_of(folders) == USED
+    assert tree.usage(*V1_LINES, "9:name=systemd:/a") == USED
+
+
+def test_v1_usage_of_controllers_mounted_together(tree: Tree) -> None:
+    tree.group("cpu,cpuacct/a", cpu_stat="nr_periods 3", cpuacct_usage=1_000_000_000)
+    assert tree.usage("2:cpu,cpuacct:/a") == Usage(cpu_s=1.0, periods=3)
+
+
+def test_a_controller_alone_tells_its_own(tree: Tree) -> None:
+    folders = make_v1_group(tree)
+    assert usage_of({"pids": folders["pids"], "freezer": folders["pids"]}) == Usage(pids=5)
+
+
+def test_usage_is_that_of_the_own_group_alone(tree: Tree) -> None:
+    tree.group("a", **V2_GROUP)
+    tree.group("a/b", cgroup_events="populated 1", memory_current=MIB)
+    assert tree.usage("0::/a/b") == Usage(memory_bytes=MIB)
+
+
+def test_of_the_hosts_root_nothing_is_told(tree: Tree) -> None:
+    """What version 2 does not have in the root, and version 1 nowhere else."""
+    root = {name: text for name, text in V2_GROUP.items() if name != "cgroup_events"}
+    tree.group("", **root)
+    make_v1_group(tree, "")
+    for name in CONTROLLERS:
+        (tree.mount / name / "release_agent").touch()
+    assert tree.usage("0::/", *(line[:-1] for line in V1_LINES)) == Usage()
+
+
+def test_a_containers_root_is_its_group(tree: Tree) -> None:
+    tree.group("", **V2_GROUP)
+    assert tree.usage("0::/docker/0123abcd") == tree.usage("0::/") == USED
+
+
+def test_a_containers_root_is_its_group_in_version_1_too(tree: Tree) -> None:
+    make_v1_group(tree, "")
+    assert tree.usage(*(line[:-1] + "docker/0123" for line in V1_LINES)) == USED
+
+
+def test_of_both_versions_each_tells_what_the_other_does_not(tree: Tree) -> None:
+    make_v1_group(tree)
+    tree.group("unified/a", cgroup_events="populated 1", cpu_stat="usage_usec 9", memory_peak=1)
+    lines = [line for line in V1_LINES if "cpuacct" not in line]
+    assert tree.usage(*lines, "0::/a") == dataclasses.replace(USED, cpu_s=9e-6)
+
+
+def test_a_limit_that_is_none(tree: Tree) -> None:
+    tree.group("a", memory_max="max")
+    tree.group("memory/a", memory_limit_in_bytes=V1_UNLIMITED)
+    assert usage_of({"v2": tree.mount / "a"}).memory_limit_bytes is None
+    assert usage_of({"memory": tree.mount / "memory/a"}).memory_limit_bytes is None
+
+
+@given(st.dictionaries(st.sampled_from(sorted(V2_GROUP)), st.text("0123456789 =:\n-.abrwytes_ok")))
+def test_whatever_the_files_hold_it_is_read(files: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Tree(Path(folder))
+        tree.group("a", **files)
+        usage = usage_of({"v2": tree.mount / "a"})
+    told = dataclasses.asdict(usage).values()
+    assert all(value is None or value >= 0 for value in told)
+
+
+def test_no_usage_without_cgroups(tmp_path: Path) -> None:
+    assert read_usage(tmp_path / "none", tmp_path / "none") == Usage()
 
 
 # --- what is not there ---------------------------------------------------------------------------

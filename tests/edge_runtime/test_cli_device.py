@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.cli import device_parser, run_device
+from edge_runtime.cli import run_device
+from edge_runtime.device_options import device_parser
 from edge_runtime.errors import BrokerError, ConfigError
 
 NOBODY = ["--broker", "127.0.0.1:1"]  # no broker listens there
@@ -53,6 +54,12 @@ def test_where_programs_are_kept(
         (["--link", "two words"], "link name 'two words': expected 1 to 64 letters"),
         (["--id", "a/b"], "device name 'a/b'"),
         (["--federation", "+"], "federation name"),
+        (["--board", "a board"], "board name 'a board'"),
+        (["--time-scale", "0"], "--time-scale: expected a number above 0, got '0'"),
+        (["--time-scale", "nan"], "--time-scale: expected a number above 0, got 'nan'"),
+        (["--time-scale", "inf"], "--time-scale: expected a number above 0, got 'inf'"),
+        (["--time-scale", "fast"], "--time-scale: expected a number above 0, got 'fast'"),
+        (["--shape", "up=fast"], "shape of a link 'up=fast': expected numbers"),
         (["--shelf-mib", "0"], "--shelf-mib: expected a whole number above 0"),
         (["--cache", "here", "--no-cache"], "not allowed with argument"),
     ],

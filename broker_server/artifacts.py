@@ -14,6 +14,7 @@ from broker_server.roster import KERNELS, Member, Roster
 from broker_server.seeds import derive_seed
 from broker_server.state import State
 from broker_server.work import Work
+from device_profiles.device_names import device_names
 from edge_runtime.artifact import pack_program
 from edge_runtime.contents import PROGRAM
 from edge_runtime.layout import ROLES
@@ -43,9 +44,10 @@ class Artifacts:
 
     def prepare(self) -> None:
         """Export now the programs that the experiment's own devices will ask for."""
-        model, kernels = self._experiment.model, KERNELS[self._experiment.train.trainer]
-        asked = {model.experts_asked(i) for i in range(self._experiment.data.devices)}
-        for k in {model.experts} if self._experiment.assignment.policy == "full" else asked:
+        experiment, kernels = self._experiment, KERNELS[self._experiment.train.trainer]
+        names = device_names(experiment.data.devices)
+        asked = {experiment.experts_asked(name, place) for place, name in enumerate(names)}
+        for k in {experiment.model.experts} if experiment.assignment.policy == "full" else asked:
             for role in ROLES:
                 self._program(k, kernels, role)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -15,7 +15,9 @@ from broker_server.capacity import Cap, Capacity, count_of, experts_that_fit
 from broker_server.demand import Demand
 from broker_server.experiment import Experiment
 from broker_server.limits import settled
+from broker_server.memory import Peak, killed_by
 from broker_server.pace import Pace
+from broker_server.processes import Restart
 from broker_server.roster import Member, Roster
 from broker_server.work import Answer
 from edge_runtime.errors import FleetError
@@ -25,11 +27,15 @@ from edge_runtime.trainer import in_mib
 
 @dataclass(frozen=True)
 class Past:
-    """What earlier rounds showed of all clients; `restarted` are new processes since their work."""
+    """What the `rounds` so far showed of all clients.
+
+    `restarted` says what ended the last processes of those that came as others since their work.
+    """
 
     caps: Mapping[str, Cap]
     paces: Mapping[str, Pace]
-    restarted: Collection[str] = ()
+    restarted: Mapping[str, Restart] = field(default_factory=dict)
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,14 +91,17 @@ def capacities_of(
         before = past.paces.get(client)
         if before is None or before.trainer != member.hello.trainer:
             before = Pace(member.hello.trainer)  # another trainer has another pace
-        pace = before.returned(client in past.restarted)
+        pace = before.returned(past.restarted.get(client), demand.least, past.rounds)
         place, allowance = place_of[client], allowances.get(client)
         try:
             if place >= rows:
                 raise FleetError(
                     f"assignment.file has {rows} rows, none for device number {place + 1}"
                 )
-            holds = _held_by(member, place, cap, experiment, artifacts)
+            if past.rounds < pace.sits_out:
+                limit_mib = pace.peak.limit_mib if pace.peak else None
+                raise FleetError(killed_by(limit_mib, demand.least))
+            holds = _held_by(member, place, cap, pace.peak, experiment, artifacts)
         except FleetError as error:
             why.append(f"{client}: sits out: {error}")
             if (before.k, before.limit) != (0, "memory"):
@@ -126,19 +135,33 @@ def _rows(experiment: Experiment) -> float:
 
 
 def _held_by(
-    member: Member, place: int, cap: Cap | None, experiment: Experiment, artifacts: Artifacts
+    member: Member,
+    place: int,
+    cap: Cap | None,
+    peak: Peak | None,
+    experiment: Experiment,
+    artifacts: Artifacts,
 ) -> Capacity:
-    """What a device is asked for, or its memory allows."""
+    """What a device is asked for, or its memory allows: as it told it, and as it was measured."""
     hello = member.hello
     available = hello.memory_available_bytes
     if cap is not None and cap.trainer != hello.trainer:
         cap = None  # another trainer needs another amount
     if experiment.assignment.policy == "full":
         # All or nothing: the device itself finds out.
-        most, needed = experiment.model.experts, cap.needed_bytes if cap is not None else 0
+        most = asked_of(member.client, place, experiment)
+        needed = cap.needed_bytes if cap is not None else 0
         return experts_that_fit(most, available, lambda k: needed, cap, least_k=most)
     need = partial(artifacts.memory_bytes, kernels=member.kernels)
-    return experts_that_fit(experiment.model.experts_asked(place), available, need, cap)
+    holds = experts_that_fit(asked_of(member.client, place, experiment), available, need, cap)
+    return holds if peak is None else peak.allows(holds, need)
+
+
+def asked_of(client: str, place: int, experiment: Experiment) -> int:
+    """How many experts a client is asked to hold; `place` is its number in the order of all."""
+    if experiment.assignment.policy == "full":
+        return experiment.model.experts
+    return experiment.experts_asked(client, place)
 
 
 def _news(client: str, before: Pace, held: Capacity) -> list[str]:
@@ -171,26 +194,28 @@ def found_caps(
     }
 
 
-def too_slow(
+def overtaxed(
     answers: Mapping[str, Answer], given: Mapping[str, int], experiment: Experiment
-) -> dict[str, int]:
-    """The devices that were late with more than one expert, and with how many: fewer may do."""
+) -> dict[str, str]:
+    """The devices that were late, or killed, with more than one expert, and what to say of them:
+    fewer may do."""
     if experiment.assignment.policy == "full":
         return {}  # all or nothing
+    said = {"late": "was late", "killed": "was killed"}
     return {
-        client: given[client]
+        client: f"{said[answer.status]} with {count_of(given[client])}"
         for client, answer in answers.items()
-        if answer.status == "late" and not answer.observed.kept_waiting and given[client] > 1
+        if answer.status in said and not answer.observed.kept_waiting and given[client] > 1
     }
 
 
-def begun_again(number: int, found: Mapping[str, Cap], late: Mapping[str, int], turn: bool) -> str:
+def begun_again(number: int, found: Mapping[str, Cap], fewer: Mapping[str, str], turn: bool) -> str:
     """What to say of a round that begins again; empty if another attempt would be like the last.
 
-    found, late: devices that are given fewer experts then. turn: it would be others' turn.
+    found, fewer: devices that are given fewer experts then. turn: it would be others' turn.
     """
     reasons = [f"{client} needs {in_mib(cap.needed_bytes)}" for client, cap in found.items()]
-    reasons += [f"{client} was late with {count_of(k)}" for client, k in late.items()]
+    reasons += [f"{client} {what}" for client, what in fewer.items()]
     if not reasons and turn:
         reasons = ["it is other devices' turn"]
     return f"round {number} begun again: {', '.join(reasons)}" if reasons else ""

@@ -1,6 +1,6 @@
 """The server's commands: run, server, broker, data, report, bytes, programs, assign, doctor.
 
-`device` and `bench` are passed on.
+`device`, `bench` and `profiles` are passed on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker_server.cli_views import bytes_, doctor, report
-from edge_runtime.cli import INTERRUPTED, run_bench, run_device
+from edge_runtime.cli import INTERRUPTED, run_bench, run_device, run_profiles
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ def run(
     resume: Resume = False,
 ) -> None:
     """Broker, server and a fleet of device processes on this machine, then a report."""
+    from device_profiles.emulation.scope import enter_scope
+
+    enter_scope()
     loaded = _load(experiment, seed, rounds, set_)
 
     from broker_server.run import resumable, run_experiment
@@ -255,6 +258,12 @@ def device(context: typer.Context) -> int:
 def bench(context: typer.Context) -> int:
     """How fast this machine trains, as `bench device` (needs no server extra)."""
     return run_bench(context.args)
+
+
+@app.command(context_settings=_PASSED_ON)
+def profiles(context: typer.Context) -> int:
+    """Boards and links, and what stands for them here (needs no server extra)."""
+    return run_profiles(context.args)
 
 
 def _load(

@@ -45,14 +45,17 @@ def bytes_(
 
 def doctor(
     broker: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The broker to examine.")
-    ] = "127.0.0.1:1883",
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The broker [default: 127.0.0.1:1883, if any]."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """What an MQTT broker can take, and what to set; ends with 1 if it cannot be used."""
-    from broker_server.brokers.doctor import diagnose, to_json, to_text
-    from edge_runtime.transport.address import parse_address
+    """What this host can emulate, and what an MQTT broker can take; ends with 1 if that cannot be
+    used."""
+    from broker_server import doctor_command
+    from device_profiles.emulation.scope import enter_scope
 
-    diagnosis = diagnose(*parse_address(broker))
-    print(to_json(diagnosis) if as_json else to_text(diagnosis))
-    return 0 if diagnosis.usable else 1
+    enter_scope()
+    findings = doctor_command.examine(broker)
+    print(doctor_command.to_json(findings) if as_json else doctor_command.to_text(findings))
+    return 0 if findings.usable else 1

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from broker_server.experiment import Experiment
 from broker_server.field_types import Section
+from broker_server.fleet_settings import Fleet
 from edge_runtime.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -32,8 +33,12 @@ else:
 __all__ = ["Experiment", "load_experiment", "to_toml"]
 
 _MISSING = object()
+_LISTED: dict[str, type[Section]] = {"fleet": Fleet}
+"""Keys that are lists of tables: as `[[fleet]]` in a file, as `fleet.0.count` in an override."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _SHOWN_CHARACTERS = 160
+_FILE = re.compile(r"(?<=trace\().+?(?=\))|^[^()]+\.toml$")
+"""A file where a fleet may name one: of a profile, or of a trace."""
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
@@ -65,12 +70,19 @@ def to_toml(experiment: Experiment) -> str:
     for name in Experiment.model_fields:
         value = getattr(experiment, name)
         if isinstance(value, Section):
-            tables += ["", f"# {type(value).__doc__}", f"[{name}]"]
-            for key, field in type(value).model_fields.items():
-                tables += _entry(key, field, getattr(value, key))
+            tables += _table(f"[{name}]", value)
+        elif name in _LISTED:
+            tables += [line for item in value for line in _table(f"[[{name}]]", item)]
         else:
             lines += _entry(name, Experiment.model_fields[name], value)
     return "\n".join([*lines, *tables]) + "\n"
+
+
+def _table(head: str, section: Section) -> list[str]:
+    lines = ["", f"# {type(section).__doc__}", head]
+    for key, field in type(section).model_fields.items():
+        lines += _entry(key, field, getattr(section, key))
+    return lines
 
 
 def _entry(key: str, field: FieldInfo, value: object) -> list[str]:
@@ -99,7 +111,16 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     for name, key in (("data", "path"), ("assignment", "file")):
         section = raw.get(name)
         if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
-            section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
+            section[key] = _absolute(section[key], folder)
+    fleets = raw.get("fleet")
+    for fleet in fleets if isinstance(fleets, list) else ():
+        for key in ("profile", "link", "availability") if isinstance(fleet, dict) else ():
+            if isinstance(fleet.get(key), str):
+                fleet[key] = _FILE.sub(lambda found: _absolute(found[0], folder), fleet[key])
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.abspath(folder / os.path.expanduser(path))
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -108,13 +129,13 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {_one_line(override)}: expected key=value, as in train.epochs=3")
     if key == "broker":
         key = "broker.address"
-    field = _fields().get(key)
     try:
         value: Any = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return key, text
     if value.keys() != {"value"}:
         return key, text
+    field = _field(key)
     wants_text = field is not None and field.annotation is str
     return key, text if wants_text and not isinstance(value["value"], str) else value["value"]
 
@@ -127,12 +148,34 @@ def _with(raw: dict[str, Any], parts: list[str], value: Any, override: str) -> d
     inner = raw.get(first, {})
     if first == "broker" and isinstance(inner, str):
         inner = {"address": inner}
+    if first in _LISTED and isinstance(inner, list):
+        return {**raw, first: _with_item(inner, rest, value, override)}
     if not isinstance(inner, dict):
         raise ConfigError(
             f"--set {_one_line(override)}: expected {first} to be a table in the experiment file, "
             f"got {_shown(inner)}"
         )
     return {**raw, first: _with(inner, rest, value, override)}
+
+
+def _with_item(items: list[Any], parts: list[str], value: Any, override: str) -> list[Any]:
+    """A copy of `items` in which the key `parts`, such as 0, count, is `value`."""
+    number, *rest = parts
+    if not number.isdecimal() or int(number) >= len(items) or not rest:
+        raise ConfigError(
+            f"--set {_one_line(override)}: expected a table's number, from 0 to {len(items) - 1}, "
+            "and its key, as in fleet.0.count=3"
+        )
+    place = int(number)
+    return [*items[:place], _with(items[place], rest, value, override), *items[place + 1 :]]
+
+
+def _field(key: str) -> FieldInfo | None:
+    """What is known of a key; the items of a list of tables are all alike."""
+    parts = key.split(".")
+    if parts[0] in _LISTED and len(parts) == 3:
+        parts = [parts[0], parts[2]]
+    return _fields().get(".".join(parts))
 
 
 def _fields() -> dict[str, FieldInfo]:
@@ -143,6 +186,8 @@ def _fields() -> dict[str, FieldInfo]:
         if _is_section(field):
             section: type[Section] = field.annotation  # type: ignore[assignment]
             known |= {f"{name}.{key}": inner for key, inner in section.model_fields.items()}
+    for name, item in _LISTED.items():
+        known |= {f"{name}.{key}": inner for key, inner in item.model_fields.items()}
     return known
 
 
@@ -171,17 +216,19 @@ def _defect(defect: ErrorDetails, key: str, raw: dict[str, Any]) -> str:
         return f"unknown key {_one_line(key)}; {_nearest(key)}"
     value = _look_up(raw, key)
     came = "nothing" if value is _MISSING else _shown(value)
-    return f"{key}: expected {_allowed(defect, _fields()[key])}, got {came}"
+    return f"{key}: expected {_allowed(defect, _field(key))}, got {came}"
 
 
-def _allowed(defect: ErrorDetails, field: FieldInfo) -> str:
+def _allowed(defect: ErrorDetails, field: FieldInfo | None) -> str:
     context = defect.get("ctx", {})
     if defect["type"] == "conflict":
         return str(context["allowed"])
     if defect["type"] == "value_error":
         return str(context["error"])
-    if _is_section(field):
+    if field is None or _is_section(field):
         return "a table"
+    if field.annotation in (tuple, Experiment.model_fields["fleet"].annotation):
+        return "a list of tables, as [[fleet]] makes it"
     if get_origin(field.annotation) is Literal:
         return " or ".join(f'"{choice}"' for choice in get_args(field.annotation))
     kind = {int: "a whole number", float: "a number", str: "a text"}[field.annotation]  # type: ignore[index]
@@ -199,6 +246,7 @@ def _nearest(key: str) -> str:
     """The known key whose last part is most like that of `key`; one of its own section first."""
     known = list(_fields())
     section, _, last = key.rpartition(".")
+    section = section.partition(".")[0]
     inside = [name for name in known if section and name.startswith(f"{section}.")]
     by_last = {name.rpartition(".")[2]: name for name in [*reversed(known), *inside]}
     close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
@@ -211,6 +259,9 @@ def _look_up(raw: Any, key: str) -> Any:
     for part in key.split("."):
         if isinstance(raw, str) and part == "address":
             return raw
+        if isinstance(raw, (list, tuple)) and part.isdecimal() and int(part) < len(raw):
+            raw = raw[int(part)]
+            continue
         if not isinstance(raw, dict) or part not in raw:
             return _MISSING
         raw = raw[part]

@@ -151,9 +151,11 @@ class Console:
         directory: Path,
         agreement: Agreement,
         run: RunBytes | None = None,
+        facts: Facts | None = None,
     ) -> None:
         """The closing tables, and where the run's files are."""
         self.close()
+        self._facts = self._facts if facts is None else facts
         print_tables(render(records, self._facts, agreement, run), self._terminal)
         self._line("")
         self._line(f"Everything is in {directory}")

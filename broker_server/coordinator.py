@@ -6,7 +6,6 @@ world stands in `Federation`; what it leaves is the next `State` and a `RoundRec
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,14 @@ from broker_server.aggregation import Aggregator
 from broker_server.artifacts import Artifacts
 from broker_server.assignment import AssignmentPolicy
 from broker_server.books.traffic import Traffic
-from broker_server.capacities import Past, begun_again, capacities_of, found_caps, too_slow
+from broker_server.capacities import (
+    Past,
+    asked_of,
+    begun_again,
+    capacities_of,
+    found_caps,
+    overtaxed,
+)
 from broker_server.dear import dear_pairs, without_dear
 from broker_server.demand import Demand
 from broker_server.evaluation import GlobalEvaluation
@@ -60,7 +66,7 @@ class Attempt:
     """A try at a round, and what there is to tell of those before it."""
 
     number: int
-    began_s: float  # the first one
+    began_s: float  # the first one, by the exchange's clock
     events: tuple[str, ...] = ()
 
 
@@ -80,18 +86,18 @@ def run_round(
 
     `BeginAgain` if another attempt may do, with fewer experts for some, or with other devices.
     """
-    attempt = attempt or Attempt(1, time.monotonic())
-    number = state.round + 1
     experiment, exchange = federation.experiment, federation.exchange
+    attempt = attempt or Attempt(1, exchange.now_s())
+    number = state.round + 1
 
-    # 1. Join: who is here, in the order of their names.
+    # 1. Join: who is here, in the order of their names. What they need can be published then: all
+    # that follows is planned by what they hold of it.
     present = present_clients(federation)
-
     state = published(state, federation)
 
     # 2. Capacity: how many experts each can hold; who cannot hold one sits this round out.
     places = (*state.places, *(client for client in present if client not in state.places))
-    past = Past(state.caps, state.paces, exchange.restarted)
+    past = Past(state.caps, state.paces, exchange.restarted, state.round)
     demand = Demand.of(state.model, experiment)
     roster, artifacts = federation.roster, federation.artifacts
     allowed = artifacts.allowances(present, roster, exchange.holdings)
@@ -121,13 +127,13 @@ def run_round(
     found = found_caps(answers, experts, hellos)
     caps = {**state.caps, **found}
     given = {client: len(chosen) for client, chosen in experts.items()}
-    paces = paces_after(held.paces, given, answers, sizes, demand)
+    paces = paces_after(held.paces, given, answers, sizes, demand, number)
     need = experiment.round.quorum_of(len(clients))
     if len(reports) < need:
-        late = too_slow(answers, given, experiment)
+        fewer = overtaxed(answers, given, experiment)
         turn = attempt.number < len(able) > len(clients)
-        enough = len(reports) + len(found) + len(late) >= need or turn
-        why = begun_again(number, found, late, turn)
+        enough = len(reports) + len(found) + len(fewer) >= need or turn
+        why = begun_again(number, found, fewer, turn)
         if why and enough and attempt.number < experiment.model.experts + len(able):
             again = (*attempt.events, *missing(answers), *held.events, why)
             raise BeginAgain(
@@ -175,9 +181,11 @@ def run_round(
         global_accuracy=federation.evaluation.accuracy(state.model),
         traffic=federation.traffic.cut(exchange.accounts.take()),
         events=[*attempt.events, *missing(answers), *held.events, *federation.incidents()],
-        round_s=time.monotonic() - attempt.began_s,
+        round_s=exchange.now_s() - attempt.began_s,
         codecs={client: assign.codec for client, assign in work.assigns.items()},
         budgets={client: allowance.asked_bytes for client, allowance in allowed.items()},
+        held=held.given,
+        asked={client: asked_of(client, places.index(client), experiment) for client in clients},
     )
     return state, record
 

@@ -27,13 +27,14 @@ class Demand:
 
     The bytes are about those that the codecs make of the weights. Messages (a few KB a round) are
     not in them, nor are programs, and what a client lacks because it missed rounds: each travels to
-    it once, not every round.
+    it once, not every round. No client is given fewer than `least` experts.
     """
 
     epochs: int
     deadline_s: float
     down: Moves
     up: Moves
+    least: int = 1
 
     @classmethod
     def of(cls, model: ModelParts, experiment: Experiment) -> Demand:
@@ -42,12 +43,14 @@ class Demand:
         codings = experiment.wire.codings
         down, up = _Sizes(codings.downlink), _Sizes(codings.uplink)
         local = experiment.gate.mode == "local"
+        all_or_nothing = experiment.assignment.policy == "full"
         row_bytes = 0 if local else -(-up.of(gate) // len(model.gate))
         return cls(
             epochs=experiment.train.epochs,
             deadline_s=experiment.round.deadline_s,
             down=Moves(down.of(backbone) + down.of(gate), max(map(down.of, model.experts))),
             up=Moves(up.of(backbone), max(map(up.of, model.experts)) + row_bytes),
+            least=experiment.model.experts if all_or_nothing else 1,
         )
 
     def down_bytes(self, k: int) -> int:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from broker_server.books.accounts import Accounts
+from broker_server.handout import Handout
 from broker_server.intake import Intake
+from broker_server.life import Life
+from broker_server.open_work import OpenWork
+from broker_server.processes import Processes, Restart
 from broker_server.publishing.broadcast import Broadcast
-from broker_server.publishing.holdings import Holdings, frames_of
+from broker_server.publishing.holdings import Holdings
 from broker_server.roster import Roster
 from broker_server.spool import Spool
-from broker_server.work import Answer, Progress, Work
+from broker_server.work import Answer, Work
 from edge_runtime.errors import BrokerError, WireError
 from edge_runtime.protocol.mailbox import ServerMailbox
 from edge_runtime.protocol.messages import (
@@ -33,14 +36,12 @@ from edge_runtime.protocol.messages import (
     Rollcall,
     Stop,
     Welcome,
-    same_work,
 )
 
 log = logging.getLogger("flexmoe.server")
 
 POLL_S = 0.25
 ROLLCALL_EVERY_S = 2.0
-MAX_PLANS = 4
 ACCOUNTS_S = 2.0  # how long the next device's last word is waited for
 MAX_ACCOUNTS_S = 15.0
 FLUSH_S = 2.0
@@ -59,8 +60,9 @@ class Exchange:
         experts: int,
         watch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        life: Life | None = None,
     ) -> None:
-        """`experts` in all; `watch` is called often in a round, and raises when it cannot go on."""
+        """`experts` in all; `watch` is called often, and raises when a round cannot go on."""
         self._mailbox = mailbox
         self._roster = roster
         self._broadcast = broadcast
@@ -69,15 +71,20 @@ class Exchange:
         self._clock = clock
         self._intake = Intake(mailbox, spool, clock)
         self._connections = mailbox.link.connections
-        self._progress: dict[str, Progress] = {}
-        # Those without an answer; who is gone comes after who is not.
-        self._open: OrderedDict[str, Progress] = OrderedDict()
+        self._life = life or Life()
+        self._open = OpenWork(self._life, clock)
+        self._processes = Processes()
+        self.restarted: Mapping[str, Restart] = self._processes.restarted
+        self._ahead_s = 0.0  # of life: how much more of it has passed in rounds than here
         self._stop: Stop | None = None
         self._told_s = 0.0  # when the last account came
         self.holdings = Holdings()
+        self._handout = Handout(mailbox, broadcast, self.holdings)
         self.accounts = Accounts(session, experts, mailbox.link.settled_bytes)
-        # Who has said hello as a new process since it was last given work.
-        self.restarted: set[str] = set()
+
+    def now_s(self) -> float:
+        """Seconds of life: the server's own as they pass here, a round's as devices live them."""
+        return self._clock() + self._ahead_s
 
     def gather(
         self,
@@ -85,10 +92,12 @@ class Exchange:
         timeout_s: float,
         joined: Callable[[int], None] = lambda count: None,
         watch: Callable[[], None] = lambda: None,
+        enough: Callable[[], int] | None = None,
     ) -> None:
         """Call the roll until `expected` devices are there or `timeout_s` is over.
 
-        `joined` is told of each new count; `watch` is called often, and may raise.
+        `joined` is told of each new count; `watch` is called often, and may raise; `enough` says
+        how many of those expected there can be now.
         """
         count, quiet, began_s = -1, False, self._clock()
         called_s = began_s - ROLLCALL_EVERY_S
@@ -97,39 +106,38 @@ class Exchange:
                 joined(count)
             now_s = self._clock()
             left_s = began_s + timeout_s - now_s
-            if count >= expected or left_s <= 0:
+            if count >= (enough() if enough else expected) or left_s <= 0:
                 return
             # Before the first call all is heard that was said: it need not be said again.
             quiet |= now_s - began_s >= ROLLCALL_EVERY_S
             if quiet and now_s - called_s >= ROLLCALL_EVERY_S:
                 self._mailbox.broadcast(Rollcall(self._session))
                 called_s = now_s
+            self._look()
             watch()
             quiet |= not self._turn(min(POLL_S, left_s) if quiet else 0.0)
 
     def run(self, work: Work, deadline_s: float, rejoin_s: float) -> dict[str, Answer]:
         """Hand out `work`, and return each client's answer when all are in.
 
-        The round closes after `deadline_s` seconds, or when whoever is missing has been gone for
-        `rejoin_s` seconds.
+        A device has `deadline_s` seconds of its life; whoever is missing is not awaited any more
+        when it has been gone for `rejoin_s`.
         """
-        end_s = self._clock() + deadline_s
+        began_s = self._clock()
         self._intake.begin()
-        self.restarted -= work.assigns.keys()
-        self._hand_out(work, end_s)
-        while (now_s := self._clock()) < end_s:
-            if not any(p.awaited(now_s, rejoin_s) for p in self._open.values()):
-                break
-            self._watch()
+        self._look()  # who was killed before was not killed by this work
+        self._processes.given_work(work.assigns)
+        self._hand_out(work, deadline_s)
+        while self._open.awaits(rejoin_s):
+            self._look()
             self._mind_own_connection()
             self._intake.ask()
             self._turn(POLL_S)
-        answers = {c: progress.closed(self._clock()) for c, progress in self._progress.items()}
+        answers = self._open.close()
         for client in [client for client, answer in answers.items() if answer.status == "gone"]:
             self._roster.leave(client)
-        self._progress = {}
-        self._open.clear()
         self._intake.end()
+        self._ahead_s += self._open.lived_s - (self._clock() - began_s)
         return answers
 
     def stop(self, reason: str) -> dict[str, Account]:
@@ -152,39 +160,42 @@ class Exchange:
         link.flush(FLUSH_S)
         return self.accounts.take_closed()
 
-    def _hand_out(self, work: Work, end_s: float) -> None:
+    def _hand_out(self, work: Work, deadline_s: float) -> None:
         """All frames, then the work that names them: so they are there when it comes."""
         # A device that returns with other data, or is refused, does not change this round's count.
-        progresses = {
-            client: Progress(work, assign, self._roster[client].hello.samples)
-            for client, assign in work.assigns.items()
-        }
-        self._broadcast.tidy()
-        for assign in work.assigns.values():
-            self._broadcast.offer(frames_of(assign))
-        self._broadcast.pump()
+        samples = {client: self._roster[client].hello.samples for client in work.assigns}
+        self._open.begin(work, samples, deadline_s)
+        end_s = self._clock() + deadline_s / self._life.time_scale
+        self._handout.offer(work)
         while not self._broadcast.idle and self._clock() < end_s:
-            self._watch()
+            self._look()
             self._turn(POLL_S)
-        present, gone = set(self._roster.present), dict[str, Progress]()
-        for client, progress in progresses.items():
+        present = set(self._roster.present)
+        for client, progress in self._open.hand_out(present).items():
             if client in present:
-                self._mailbox.send(client, progress.assign)
-                self._open[client] = progress
-            else:  # it left in the meantime, without having had work
-                progress.go("", self._clock())
-                gone[client] = progress
+                self._handout.send(client, progress)
             self.holdings.given(client)
-        self._progress = progresses
-        self._open.update(gone)
+
+    def _look(self) -> None:
+        """See whether all can go on, and whom its memory limit has killed."""
+        self._watch()
+        for client in self._life.killed():
+            self._processes.killed(client)
+            self._roster.leave(client)  # its last will is on the way
+            self._kill(client)
+
+    def _kill(self, client: str) -> None:
+        """A device was killed: the same work would kill it again."""
+        if (progress := self._open.unanswered(client)) is not None:
+            detail = self._processes.kill_of(client, len(progress.assign.experts))
+            self._open.answer(client, Answer("killed", detail, observed=progress.observed()))
 
     def _mind_own_connection(self) -> None:
         """After a reconnect of ours: what was said in between is lost, so ask who is there."""
         if self._connections == (connections := self._mailbox.link.connections):
             return
         self._connections = connections
-        for progress in self._progress.values():
-            progress.gone_at_s = progress.gone_at_s or self._clock()
+        self._open.all_left()
         self._mailbox.broadcast(Rollcall(self._session))
 
     # --- the inbox -----------------------------------------------------------------------------
@@ -204,14 +215,14 @@ class Exchange:
         if received is None:
             return False
         client, message = received
+        self._open.expire(client)
         try:
             self._handle(client, message)
         except WireError as error:
             log.info("%s: dropped a message: %s", client, error)
             self._mailbox.drop(client, error.reason)
         finally:
-            if (progress := self._open.get(client)) is not None and progress.answer is not None:
-                del self._open[client]
+            self._open.settle(client)
         return True
 
     def _handle(self, client: str, message: Message) -> None:
@@ -221,24 +232,15 @@ class Exchange:
             case Gone(reason):
                 self._leave(client, reason)
             case Holding():
-                self._plan_again(client, message)
+                self._handout.plan_again(client, self._open.current(client, message), message)
             case Fetch():
-                progress = self._progress.get(client)
-                if progress is None or progress.answer is not None:
-                    raise WireError("stale", "no work is open for this device")
-                names = {ref.digest for ref in frames_of(progress.assign)}
-                progress.ask_again(message, self._mailbox.chunk_bytes)
-                self._broadcast.ask(message, names)
+                self._handout.ask_again(self._open.unanswered(client), message)
             case Report():
                 self._take_report(client, message)
             case Chunk():
-                self._intake.take_chunk(client, self._progress.get(client), message)
+                self._intake.take_chunk(client, self._open.get(client), message)
             case Failed():
-                progress = self._current(client, message)
-                if progress.answer is not None:
-                    raise WireError("duplicate", f"round {message.round} is closed for this device")
-                needed_bytes = max(0, message.needed_bytes)
-                progress.answer = Answer("failed", message.reason, needed_bytes=needed_bytes)
+                self._intake.take_failure(self._open.current(client, message), message)
             case Account():
                 if client not in self._roster:
                     raise WireError("unknown-client", "an account of a device that never joined")
@@ -248,80 +250,47 @@ class Exchange:
                 raise WireError("stale", f"{type(message).__name__} outside of a round")
 
     def _greet(self, client: str, hello: Hello) -> None:
-        # A process knows its session until it ends; at first it may say the same hello twice.
         there = client in self._roster and self._roster[client].present
-        anew = hello.session != self._session and not there
-        answer = self._roster.admit(client, hello)
+        answer, restart = self._roster.admit(client, hello), None
         if isinstance(answer, Welcome):
             self._mailbox.know(client)
             self.holdings.say(client, hello.held)
-            if anew:
-                self.restarted.add(client)
+            fresh = hello.session != self._session  # a process knows its session until it ends
+            restart = self._processes.greeted(client, hello.memory_kills, fresh, there)
+            if restart == "killed":
+                self._kill(client)
             if self._stop is not None:
                 self.accounts.wait_for([client])
         self._mailbox.send(client, self._stop or answer)
-        progress = self._progress.get(client)
-        if progress is None or progress.answer is not None:
+        progress = self._open.unanswered(client)
+        if progress is None:
             return
         if isinstance(answer, Welcome):
             # It lost the connection, or died and came back: it may not know of its work.
-            progress.come(anew)
-            self._open.move_to_end(client, last=False)
-            if anew:
-                self._plan(client, progress)
-            self._mailbox.send(client, progress.assign)
+            self._open.came(client, restart)
+            if restart is not None:
+                self._handout.plan(client, progress)
+            self._handout.send(client, progress)
         else:
             progress.answer = Answer("rejected", answer.reason)
 
     def _leave(self, client: str, reason: str) -> None:
         self._roster.leave(client)
         self.accounts.give_up(client)
-        if (progress := self._progress.get(client)) is not None:
-            progress.go(reason, self._clock())
-            if client in self._open:
-                self._open.move_to_end(client)
+        self._open.left(client, reason)
         if self._stop is None:
             # The last will of a connection may come after the next one's hello: ask.
             self._mailbox.send(client, Rollcall(self._session))
-
-    def _plan(self, client: str, progress: Progress) -> None:
-        """Plan a device's work by what it is known to hold now, and publish what it lacks."""
-        progress.assign = progress.work.plan(client)
-        self.holdings.given(client)
-        self._broadcast.offer(frames_of(progress.assign))
-        self._broadcast.pump()
-
-    def _plan_again(self, client: str, holding: Holding) -> None:
-        """The device lacks what its work was planned on."""
-        progress = self._current(client, holding)
-        if progress.answer is not None or progress.report is not None:
-            raise WireError("stale", f"round {holding.round} was reported before")
-        self.holdings.say(client, holding.held)
-        if progress.plans == MAX_PLANS:
-            progress.answer = Answer("failed", f"lacks what {MAX_PLANS} plans of its work built on")
-            return
-        progress.plans += 1
-        self._plan(client, progress)
-        self._mailbox.send(client, progress.assign)
-
-    def _current(self, client: str, message: Holding | Report | Failed) -> Progress:
-        """The progress that `message` belongs to; `WireError` if its time is over."""
-        progress = self._progress.get(client)
-        if progress is None:
-            raise WireError("stale", "no work is open for this device")
-        if not same_work(message, progress.assign):
-            where = f"round {message.round} (attempt {message.attempt})"
-            raise WireError("stale", f"{where} of session {message.session!r}")
-        return progress
 
     def _take_report(self, client: str, report: Report) -> None:
         wrong = None
         try:
             if client in self._roster:
                 self.accounts.report(client, report)  # in time or not, its bytes were moved
+                self._processes.measured(client, report.telemetry)
         except WireError as error:
             wrong = error
-        progress = self._current(client, report)
+        progress = self._open.current(client, report)
         self._intake.take_report(client, progress, report, wrong)
         self._roster.worked(client)
         self.holdings.worked(client, progress.assign, report.dropped)

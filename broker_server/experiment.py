@@ -23,8 +23,10 @@ from broker_server.field_types import (
     Partition,
     Section,
 )
+from broker_server.fleet_settings import Emulation, Fleets
 from broker_server.train_settings import Train
 from broker_server.wire_settings import Wire
+from device_profiles.device_names import number_of
 from device_profiles.partition import parse_scheme
 from edge_runtime.protocol.messages import MAX_ITEMS
 from edge_runtime.trainer import misfits
@@ -218,6 +220,24 @@ class Experiment(Section):
     round: Round = Round()
     wire: Wire = Wire()
     broker: Broker = Broker()
+    emulation: Emulation = Emulation()
+    fleet: Fleets = ()
+
+    @property
+    def emulated(self) -> bool:
+        """Whether `flexmoe run` emulates boards."""
+        return bool(self.fleet) and self.emulation.enforce != "off"
+
+    def experts_asked(self, client: str, place: int) -> int:
+        """k asked of `client`, the `place`-th to join, counted from 0.
+
+        A device of a fleet is known by its name, wherever it is in the order.
+        """
+        number = number_of(client)
+        kinds = [fleet for fleet in self.fleet for _ in range(fleet.count)]
+        if number is None or number >= len(kinds):
+            return self.model.experts_asked(place)
+        return kinds[number].experts_per_device or self.model.experts_asked(number)
 
     @model_validator(mode="before")
     @classmethod
@@ -236,6 +256,11 @@ class Experiment(Section):
             and "name" not in model
         ):
             raw["model"] = {"name": data["dataset"], **model}
+        fleets = raw.get("fleet")
+        if isinstance(fleets, list) and isinstance(data, dict) and "devices" not in data:
+            counts = [fleet.get("count", 1) for fleet in fleets if isinstance(fleet, dict)]
+            if fleets and all(type(count) is int for count in counts):
+                raw["data"] = {**data, "devices": sum(counts)}
         return raw
 
     @model_validator(mode="after")
@@ -286,4 +311,21 @@ class Experiment(Section):
             found.append(("model.name", f'"{data.dataset}", the model for that data set'))
         if max(asked if isinstance(asked, tuple) else [asked]) > model.experts:
             found.append(("model.experts_per_device", f"at most model.experts = {model.experts}"))
+        if self.fleet:
+            found += self._fleet_conflicts()
+        return found
+
+    def _fleet_conflicts(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        count = sum(fleet.count for fleet in self.fleet)
+        if self.data.devices != count:
+            found.append(("data.devices", f"{count}, the devices of all fleets together, or none"))
+        if self.wire.links:
+            found.append(("wire.links", "nothing: each fleet has its link"))
+        if self.train.threads:
+            found.append(("train.threads", "0: each fleet has its threads"))
+        for number, fleet in enumerate(self.fleet):
+            if fleet.experts_per_device > self.model.experts:
+                most = f"at most model.experts = {self.model.experts}"
+                found.append((f"fleet.{number}.experts_per_device", most))
         return found

@@ -12,7 +12,7 @@ from broker_server.update import check_report, decode_update, update_kinds
 from broker_server.work import Answer, Progress
 from edge_runtime.errors import WireError
 from edge_runtime.protocol.mailbox import ServerMailbox
-from edge_runtime.protocol.messages import Chunk, Fetch, Received, Report
+from edge_runtime.protocol.messages import Chunk, Failed, Fetch, Received, Report
 
 MIN_DOWNLOADS = 4
 MAX_OPEN_BYTES = 16 << 20
@@ -65,7 +65,7 @@ class Intake:
                 self._away[client] = progress
                 continue
             self._asked[client] = progress
-            progress.asked_s = progress.asked_s or now_s
+            progress.ask()
             progress.heard_s = now_s
             self._want(client, progress, now_s)
 
@@ -94,6 +94,13 @@ class Intake:
         self._mailbox.learn(client, report.update, sections)
         self._drop(client)  # what an earlier process of the device had reported
         self._waiting[client] = progress
+
+    def take_failure(self, progress: Progress, failed: Failed) -> None:
+        """The device says that it cannot do the work."""
+        if progress.answer is not None:
+            raise WireError("duplicate", f"round {failed.round} is closed for this device")
+        needed_bytes = max(0, failed.needed_bytes)
+        progress.answer = Answer("failed", failed.reason, needed_bytes=needed_bytes)
 
     def take_chunk(self, client: str, progress: Progress | None, chunk: Chunk) -> None:
         """A chunk of an update; the last one makes the answer."""
@@ -154,7 +161,7 @@ class Intake:
 
     def _finish(self, client: str, progress: Progress, report: Report, data: bytes) -> None:
         """The update is whole: accept it if it makes sense."""
-        observed, progress.download = progress.observed(self._clock()), None
+        observed, progress.download = progress.observed(), None
         self._mailbox.send(client, Received(report.session, report.round, report.attempt))
         size, model = progress.samples, progress.work.model
         try:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from broker_server.capacity import Capacity, Limit, count_of
 from broker_server.demand import Demand
+from broker_server.memory import killed_by
 from broker_server.pace import Pace
 
 SHARE = 0.8  # of the deadline that a round may take by what was measured
@@ -66,8 +67,13 @@ def _below_ceiling(most: int, pace: Pace) -> Capacity | None:
     if not pace.too_many or pace.ceiling >= most:
         return None
     tried = count_of(pace.too_many)
-    why = "its process ended at work with" if pace.cause == "memory" else "it was too late with"
-    return Capacity(pace.ceiling, pace.cause, f"{why} {tried}")
+    if pace.killed:
+        why = killed_by(pace.peak.limit_mib if pace.peak else None, pace.too_many)
+    elif pace.cause == "memory":
+        why = f"its process ended at work with {tried}"
+    else:
+        why = f"it was too late with {tried}"
+    return Capacity(pace.ceiling, pace.cause, why)
 
 
 def _in_time(most: int, pace: Pace, passes: int, demand: Demand) -> Capacity | None:

@@ -1,9 +1,9 @@
 """What past rounds showed of a client: how fast it trains and moves bytes, and where it fell short.
 
 Moving averages of measured seconds, and a ceiling: a client that missed a deadline, or whose
-process ended without a word, is given fewer experts until it has come through enough rounds. Each
-time that it falls again it must come through twice as many: what does not suffice is tried ever
-less.
+process its memory limit killed or may have killed, is given fewer experts until it has come through
+enough rounds. Each time that it falls again it must come through twice as many: what does not
+suffice is tried ever less. Where fewer cannot be given it sits out as many rounds.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 from broker_server.capacity import Limit
 from broker_server.demand import Demand
+from broker_server.memory import Peak
+from broker_server.processes import Restart
 from broker_server.work import Answer
 
 WEIGHT = 0.3  # of the newest measurement
-HOLD = 5  # rounds in good order before one more expert is tried after a fall
+HOLD = 5  # rounds in good order, or sat out, before one more expert is tried after a fall
 MAX_DOUBLINGS = 4
 
 
@@ -45,8 +47,10 @@ class Pace:
     `up` are its link. `k` experts were given to it last, 0 if it could hold none, and `limit` said
     why not more; `streak` rounds in a row one more would have fitted. What was measured has made k
     fall `falls` times, and `clean` rounds went well since anything changed. `too_many` experts (0:
-    none) were too many, for lack of `cause`. With `suspect` experts (0: none) it vanished at work,
-    and its next hello will tell whether its process had ended.
+    none) were too many, for lack of `cause`; `killed`: its memory limit killed it with them. With
+    `suspect` experts (0: none) it vanished at work, and its next hello will tell whether its
+    process had ended. It sits out until round `sits_out` is over; it had to `rests` times. `peak`
+    is the most memory that its process held, where a limit holds it.
     """
 
     trainer: str
@@ -61,6 +65,10 @@ class Pace:
     too_many: int = 0
     cause: Limit = "asked"
     suspect: int = 0
+    killed: bool = False
+    sits_out: int = 0
+    rests: int = 0
+    peak: Peak | None = None
 
     @property
     def ceiling(self) -> int:
@@ -87,16 +95,25 @@ class Pace:
         """How long a round takes with `k` experts, as far as it was measured."""
         return self.training_s(k, passes) + self.transfer_s(k, demand)
 
-    def returned(self, restarted: bool) -> Pace:
-        """The client is here: if it had vanished at work, is this another process (`restarted`)?"""
-        pace = self._lowered("memory", self.suspect) if self.suspect and restarted else self
+    def returned(self, restart: Restart | None, least: int, rounds: int) -> Pace:
+        """The client is here, after `rounds`: if it had vanished at work, why was that?
+
+        `restart`: what ended its process, None if that goes on. `least` as in `Demand`.
+        """
+        pace = self
+        if self.suspect and restart == "unknown":
+            pace = self._lowered("memory", self.suspect)
+        if self.suspect and restart == "killed":
+            pace = self._killed(self.suspect, least, rounds)
         return replace(pace, suspect=0)
 
-    def after(self, answer: Answer, passes: int, demand: Demand) -> Pace:
-        """What this round's `answer` showed, to work with `self.k` experts."""
+    def after(self, answer: Answer, passes: int, demand: Demand, number: int) -> Pace:
+        """What the `answer` of round `number` showed, to work with `self.k` experts."""
         seen = answer.observed
         if answer.status == "ok":
             return self._measured(answer, passes)._cleared()
+        if answer.status == "killed":
+            return self._killed(self.k, demand.least, number)
         if seen.restarted:
             return self._lowered("memory", self.k)
         if seen.vanished:
@@ -114,7 +131,8 @@ class Pace:
             seconds[self.k] = _average(seconds.get(self.k, newest), newest)
         down = _rate_after(self.down, told.get("fetch_bytes", 0.0), told.get("fetch_s", 0.0))
         up = _rate_after(self.up, seen.uplink_bytes, seen.uplink_s)
-        return replace(self, seconds=seconds, down=down, up=up)
+        peak = Peak.after(self.peak, told, self.k)
+        return replace(self, seconds=seconds, down=down, up=up, peak=peak)
 
     def _missed(self, answer: Answer, passes: int, demand: Demand) -> Pace:
         """Too late: what it measured counts; at least, that the deadline was not enough."""
@@ -128,7 +146,16 @@ class Pace:
 
     def _lowered(self, cause: Limit, k: int) -> Pace:
         """`k` experts were too many."""
-        return replace(self, too_many=min(self.too_many or k, k), cause=cause, clean=0, suspect=0)
+        too_many = min(self.too_many or k, k)
+        return replace(self, too_many=too_many, cause=cause, killed=False, clean=0, suspect=0)
+
+    def _killed(self, k: int, least: int, number: int) -> Pace:
+        """`k` experts were too many for its memory limit; fewer than `least` cannot be given."""
+        pace = replace(self._lowered("memory", k), killed=True)
+        if k > least:
+            return pace
+        rest = HOLD << min(self.rests, MAX_DOUBLINGS)
+        return replace(pace, rests=self.rests + 1, sits_out=number + rest)
 
     def _cleared(self) -> Pace:
         """One more round in good order: after enough of them, old trouble is forgotten."""
@@ -140,7 +167,7 @@ class Pace:
             return replace(self, too_many=self.too_many + 1, seconds=held, clean=0)
         if len(held) < len(self.seconds):
             return replace(self, seconds=held, clean=0)
-        return replace(self, too_many=0, cause="asked", falls=0, clean=0)
+        return replace(self, too_many=0, cause="asked", killed=False, falls=0, rests=0, clean=0)
 
     def to_plain(self) -> dict[str, Any]:
         """As msgpack takes it."""
@@ -150,7 +177,8 @@ class Pace:
     def from_plain(cls, plain: Mapping[str, Any]) -> Pace:
         """What `to_plain` gave."""
         rates = {name: Rate(**plain[name]) if plain[name] else None for name in ("down", "up")}
-        return cls(**{**plain, **rates, "seconds": dict(plain["seconds"])})
+        peak = Peak(**plain["peak"]) if plain["peak"] else None
+        return cls(**{**plain, **rates, "seconds": dict(plain["seconds"]), "peak": peak})
 
 
 def paces_after(
@@ -159,8 +187,9 @@ def paces_after(
     answers: Mapping[str, Answer],
     samples: Mapping[str, int],
     demand: Demand,
+    number: int,
 ) -> dict[str, Pace]:
-    """All `paces` after a round: those who had work with what their `answers` showed.
+    """All `paces` after round `number`: those who had work with what their `answers` showed.
 
     `given`: how many experts each had; a policy may give fewer than it could hold.
     """
@@ -168,7 +197,7 @@ def paces_after(
     def shown(client: str, answer: Answer) -> Pace:
         pace = paces[client]
         at_work = replace(pace, k=given[client])
-        after = at_work.after(answer, samples[client] * demand.epochs, demand)
+        after = at_work.after(answer, samples[client] * demand.epochs, demand, number)
         return replace(after, k=pace.k)  # or it would have to earn again what it could hold
 
     return {**paces, **{client: shown(client, answer) for client, answer in answers.items()}}

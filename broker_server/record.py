@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from broker_server.capacity import Limit
 from edge_runtime.protocol.ledger import Direction
 
-Status = Literal["ok", "late", "failed", "gone", "rejected"]
+Status = Literal["ok", "late", "failed", "killed", "gone", "rejected"]
 Side = Literal["server", "device"]
 
 
@@ -51,6 +52,7 @@ class Device:
     """What a device said of itself when it joined: its data, and what it runs on.
 
     `cores` are those that it may use; memory is what was available then. `version` is flexmoe's.
+    `board` and `link` are names, empty if it told none.
     """
 
     client: str
@@ -61,9 +63,11 @@ class Device:
     cores: float
     memory_available_bytes: int
     version: str
+    board: str = ""
+    link: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("trainer", "machine", "version"):
+        for name in ("trainer", "machine", "version", "board", "link"):
             object.__setattr__(self, name, printable(getattr(self, name)))
 
 
@@ -71,12 +75,14 @@ class Device:
 class ClientRound:
     """One device's part in a round; the lists follow `experts`.
 
-    ``late`` means no answer by the deadline, ``failed`` that the device said so, ``gone`` that it
-    left, ``rejected`` that its answer was not usable; `detail` says more. `usage` (samples), `loss`
-    (their mean) and `hits` (samples) are empty where no answer counted. `quality` is Q after the
-    round's update. `samples` is n_c. `device_accuracy` is that of the device's own model on its own
-    held-out samples. Telemetry names carry their units. `codec` is what its update was to be coded
-    with, `budget_bytes` what its link may carry in the round, both ways; 0: as much as it takes.
+    ``late`` means no answer by the deadline, ``failed`` that the device said so, ``killed`` that
+    its memory limit ended it, ``gone`` that it left, ``rejected`` that its answer was not usable;
+    `detail` says more. `usage` (samples), `loss` (their mean) and `hits` (samples) are empty where
+    no answer counted. `quality` is Q after the round's update. `samples` is n_c. `device_accuracy`
+    is that of the device's own model on its own held-out samples. Telemetry names carry their
+    units. `codec` is what its update was to be coded with, `budget_bytes` what its link may carry
+    in the round, both ways; 0: as much as it takes. It was `asked` to hold so many experts, and
+    could hold `capacity`: bound by `limit`, with the figures in `why`. A policy may give it fewer.
     """
 
     client: str
@@ -92,6 +98,10 @@ class ClientRound:
     detail: str = ""
     codec: str = ""
     budget_bytes: int = 0
+    asked: int = 0
+    capacity: int = 0
+    limit: Limit = "asked"
+    why: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", printable(self.detail))
@@ -112,13 +122,14 @@ class RoundRecord:
     / mean over the experts of `load` (H, samples assigned and trained since the first round) and of
     `usage` (samples routed in this round), both [E]; `routed_cv` is that of R, k times the samples
     routed since the first round.
-    `train_s` is the slowest device's. `participants` had work, `answered` of them counted.
-    `objective`, `bound` and `gap` (a fraction) are the assignment's certificate; `violated_samples`
-    is by how many samples, over all experts, it misses its load bounds, and no assignment misses
-    them by less than `least_violation`. `bytes` are the rows of both sides, the last round's with
-    what the end of the run moved. `drops` counts dropped messages by reason. `devices` are those
-    that were there. The store keeps one description of a device, the newest, and gives it back with
-    the round that brought it.
+    `train_s` is the slowest device's; it and `round_s` are seconds of the devices' lives (`Life`),
+    `assign_s` is the server's. `participants` had work, `answered` of them counted. `objective`,
+    `bound` and `gap` (a fraction) are the assignment's certificate; `violated_samples` is by how
+    many samples, over all experts, it misses its load bounds, and no assignment misses them by less
+    than `least_violation`. `bytes` are the rows of both sides, the last round's with what the end
+    of the run moved. `drops` counts dropped messages by reason. `devices` are those that were
+    there. The store keeps one description of a device, the newest, and gives it back with the round
+    that brought it.
     """
 
     round: int

@@ -11,6 +11,7 @@ import numpy as np
 from broker_server import load
 from broker_server.assignment import Assignment
 from broker_server.books.traffic import RoundTraffic, merged
+from broker_server.capacity import Capacity
 from broker_server.record import ClientRound, Device, RoundRecord
 from broker_server.state import State
 from broker_server.work import Answer
@@ -30,11 +31,14 @@ def make_record(
     round_s: float,
     codecs: Mapping[str, str],
     budgets: Mapping[str, int],
+    held: Mapping[str, Capacity],
+    asked: Mapping[str, int],
 ) -> RoundRecord:
     """The record of the round that led to `state`; `devices` are those that were there.
 
     By client that had work: `sizes` (n_c), `experts`, `answers`, of which at least one is good,
-    `codecs` of the updates, and the `budgets` of links that have one, bytes.
+    `codecs` of the updates, the `budgets` of links that have one, bytes, what it `held` at most and
+    was `asked` to hold. `round_s` is of life.
     """
     reports = [answer.report for answer in answers.values() if answer.report is not None]
     usage = np.zeros(len(state.load), np.int64)
@@ -68,8 +72,16 @@ def make_record(
         load=state.load.tolist(),
         usage=usage.tolist(),
         clients=[
-            _client_round(c, n, experts[c], answers[c], state, codecs.get(c, ""), budgets.get(c, 0))
-            for c, n in sizes.items()
+            replace(
+                _client_round(c, samples, experts[c], answers[c], state),
+                codec=codecs.get(c, ""),
+                budget_bytes=budgets.get(c, 0),
+                asked=asked[c],
+                capacity=held[c].k,
+                limit=held[c].limit,
+                why=held[c].figures,
+            )
+            for c, samples in sizes.items()
         ],
         bytes=traffic.rows,
         drops=traffic.drops,
@@ -97,8 +109,6 @@ def _client_round(
     experts: list[int],
     answer: Answer,
     state: State,
-    codec: str,
-    budget_bytes: int,
 ) -> ClientRound:
     report = answer.report
     tested = report is not None and report.test_samples > 0
@@ -116,6 +126,4 @@ def _client_round(
         telemetry=dict(report.telemetry) if report else {},
         status=answer.status,
         detail=answer.detail,
-        codec=codec,
-        budget_bytes=budget_bytes,
     )

@@ -66,6 +66,10 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         **{key: getattr(record, key) for key in _ROUND_KEYS},
         "left_out": {c.client: c.status for c in record.clients if c.status != "ok"},
         "assignments": {c.client: c.experts for c in record.clients},
+        "capacities": {
+            c.client: {"asked": c.asked, "k": c.capacity, "limit": c.limit, "why": c.why}
+            for c in record.clients
+        },
     }
 
 

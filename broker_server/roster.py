@@ -44,6 +44,8 @@ class Member:
             cores=hello.cores,
             memory_available_bytes=hello.memory_available_bytes,
             version=hello.version,
+            board=hello.board,
+            link=hello.link,
         )
 
 

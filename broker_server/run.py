@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from broker_server.brokers.broker import open_broker
+from broker_server.emulation import opened, plan_emulation
 from broker_server.experiment import Experiment
 from broker_server.host import Host
 from broker_server.record import RoundRecord
@@ -25,6 +26,7 @@ def run_experiment(
     experiment: Experiment, directory: Path, sinks: Sequence[Sink], resume: bool = False
 ) -> list[RoundRecord]:
     """Run `experiment`, and leave everything in `directory`. No process survives this call."""
+    emulation = plan_emulation(experiment)
     data = experiment.data
     dataset = datasets.load(data.dataset, data.path or None)
     shards = make_shards(dataset, data.devices, data.partition, experiment.seed, data.test_fraction)
@@ -33,24 +35,28 @@ def run_experiment(
         store = stack.enter_context(open_store(experiment, directory, resume))
         if already_done(experiment, dataset, store, sinks):
             return store.records()
-        broker = stack.enter_context(open_broker(address, port, directory / "log"))
+        stack.enter_context(opened(emulation))
+        for line in emulation.lines():
+            for sink in sinks:
+                sink.note(line)
+        broker = stack.enter_context(
+            open_broker(address, port, directory / "log", emulation.broker_host)
+        )
         paths = write_shards(shards, directory / "data")
+        emulation.check()
 
         def start_fleet() -> Fleet:
-            fleet = Fleet(
-                paths,
-                broker.host,
-                broker.port,
-                experiment.broker.federation,
-                experiment.train.trainer,
-                directory / "log",
-                directory / "state",
-                experiment.train.threads,
-                links_of(experiment, list(paths)),
-            )
-            return stack.enter_context(fleet)
+            return stack.enter_context(emulation.fleet(paths, broker, directory))
 
-        return serve(experiment, dataset, Host(broker, start_fleet), store, sinks)
+        host = Host(
+            broker,
+            start_fleet,
+            time_scale=emulation.time_scale,
+            held_s=emulation.held_s,
+            facts=emulation.facts,
+            closing_facts=emulation.closing_facts,
+        )
+        return serve(experiment, dataset, host, store, sinks)
 
 
 def serve_experiment(
@@ -89,9 +95,3 @@ def resumable(command: Sequence[str], directory: Path) -> Iterator[None]:
                 again = shlex.join([*command, "--resume", "--out", str(directory)])
                 print(f"flexmoe: {rounds} in {directory}; go on with: {again}", file=sys.stderr)
         raise
-
-
-def links_of(experiment: Experiment, names: Sequence[str]) -> dict[str, str]:
-    """The classes of the devices' links, by name, as far as the experiment gives them one."""
-    links = {name: experiment.wire.link_of(number) for number, name in enumerate(names)}
-    return {name: link for name, link in links.items() if link}

@@ -15,14 +15,14 @@ from typing import Any
 from broker_server.books.agreement import Agreement, Comparison
 from broker_server.record import BytesRow, ClientRound, Device, RoundRecord
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _LISTS = ("load", "usage", "clients", "bytes", "drops", "events", "devices")
 _ROUND_COLUMNS = tuple(f.name for f in fields(RoundRecord) if f.name not in _LISTS)
 _BYTES_COLUMNS = tuple(f.name for f in fields(BytesRow))
 _CLIENT_COLUMNS = (
     *("client", "samples", "device_accuracy", "status", "detail"),
-    *("codec", "budget_bytes"),
+    *("codec", "budget_bytes", "asked", "capacity", "limit", "why"),
 )
 _COMPARISON_COLUMNS = tuple(f.name for f in fields(Comparison))
 _DEVICE_COLUMNS = tuple(f.name for f in fields(Device))
@@ -44,7 +44,8 @@ CREATE TABLE rounds (
 CREATE TABLE experts ({_OF_ROUND}, expert INTEGER, load INTEGER, usage INTEGER,
     PRIMARY KEY (round, expert));
 CREATE TABLE clients ({_OF_ROUND}, client TEXT, samples INTEGER, device_accuracy REAL,
-    status TEXT, detail TEXT, codec TEXT, budget_bytes INTEGER, PRIMARY KEY (round, client));
+    status TEXT, detail TEXT, codec TEXT, budget_bytes INTEGER, asked INTEGER, capacity INTEGER,
+    "limit" TEXT, why TEXT, PRIMARY KEY (round, client));
 CREATE TABLE assignments ({_OF_ROUND}, client TEXT, expert INTEGER, usage INTEGER, loss REAL,
     hits INTEGER, quality REAL, PRIMARY KEY (round, client, expert));
 CREATE TABLE telemetry ({_OF_ROUND}, client TEXT, key TEXT, value REAL,
@@ -58,7 +59,7 @@ CREATE TABLE drops ({_OF_ROUND}, reason TEXT, count INTEGER, PRIMARY KEY (round,
 CREATE TABLE events ({_OF_ROUND}, position INTEGER, text TEXT, PRIMARY KEY (round, position));
 CREATE TABLE devices ({_OF_ROUND}, client TEXT PRIMARY KEY ON CONFLICT REPLACE, samples INTEGER,
     test_samples INTEGER, trainer TEXT, machine TEXT, cores REAL, memory_available_bytes INTEGER,
-    version TEXT);
+    version TEXT, board TEXT, link TEXT);
 CREATE TABLE ends ({_OF_ROUND}, what TEXT, amount INTEGER, PRIMARY KEY (round, what));
 CREATE TABLE checkpoint ({_OF_ROUND}, data BLOB NOT NULL);
 """
@@ -146,7 +147,7 @@ def from_rows(select: Select) -> RoundRecord:
         usage=[usage for _, usage in experts],
         clients=[
             _client(cells, assigned.get(cells[0], []), telemetry.get(cells[0], {}))
-            for cells in select(", ".join(_CLIENT_COLUMNS), "clients")
+            for cells in select(", ".join(f'"{name}"' for name in _CLIENT_COLUMNS), "clients")
         ],
         bytes=[BytesRow(*cells) for cells in select(", ".join(_BYTES_COLUMNS), "bytes")],
         drops=dict(select("reason, count", "drops")),
@@ -160,22 +161,16 @@ def _client(
     assigned: list[tuple[int, int | None, float | None, int | None, float | None]],
     telemetry: dict[str, float],
 ) -> ClientRound:
-    client, samples, device_accuracy, status, detail, codec, budget_bytes = cells
+    said = dict(zip(_CLIENT_COLUMNS, cells, strict=True))
     answered = [row for row in assigned if row[1] is not None]
     return ClientRound(
-        client=client,
+        **{**said, "device_accuracy": _number(said["device_accuracy"])},
         experts=[expert for expert, *_ in assigned],
         usage=[usage for _, usage, *_ in answered if usage is not None],
         loss=[_number(loss) for _, _, loss, *_ in answered],
         hits=[hits for *_, hits, _ in answered if hits is not None],
         quality=[quality for *_, quality in assigned if quality is not None],
-        samples=samples,
-        device_accuracy=_number(device_accuracy),
         telemetry=telemetry,
-        status=status,
-        detail=detail,
-        codec=codec,
-        budget_bytes=budget_bytes,
     )
 
 

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from broker_server.artifacts import Artifacts
+from broker_server.assembly import assemble
 from broker_server.books.audit import Audit
-from broker_server.books.traffic import Traffic
 from broker_server.brokers.broker_counters import READ_S
-from broker_server.brokers.broker_limits import BrokerLimits, limits_of
+from broker_server.brokers.broker_limits import limits_of
 from broker_server.config import load_experiment, to_toml
 from broker_server.coordinator import Federation, run_rounds
-from broker_server.evaluation import GlobalEvaluation
-from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
 from broker_server.host import Host
-from broker_server.publishing.broadcast import Broadcast, sweep
-from broker_server.publishing.publication import Publication
+from broker_server.publishing.broadcast import sweep
 from broker_server.record import RoundRecord
 from broker_server.recording import closed_record
-from broker_server.report import replace_file, write_report
-from broker_server.roster import Roster
-from broker_server.round_problem import chosen_policy
+from broker_server.report import replace_file
+from broker_server.results import Results
 from broker_server.sink import Facts, Sink
-from broker_server.spool import Spool
 from broker_server.state import State
 from broker_server.store import Store
 from device_profiles.datasets import Dataset
-from edge_runtime.codec import parse_coding
 from edge_runtime.errors import ConfigError, FleetError
-from edge_runtime.parts import merge, split
+from edge_runtime.parts import split
 from edge_runtime.protocol.ledger import Ledger
 from edge_runtime.protocol.mailbox import ServerMailbox
 from edge_runtime.protocol.topics import server_id
 from edge_runtime.transport.mqtt import MqttLink
-from model_export.cache import ProgramCache
-from model_export.checkpoint import save_model
 from model_export.models import ModelSpec, make_model
 from model_export.split import to_weights
 
@@ -63,11 +55,12 @@ def serve(
     torch.set_num_threads(1)
     spec = make_spec(experiment, dataset)
     state = _first_state(experiment, spec, store)
-    directory, facts = store.path.parent, run_facts(experiment, host.broker.kind)
-    store.describe(to_toml(experiment), facts)
+    directory = store.path.parent
+    results = Results(store, run_facts(experiment, host.broker.kind, host.facts()))
+    store.describe(to_toml(experiment), results.facts)
     replace_file(directory / "config.toml", to_toml(experiment))
     for sink in sinks:
-        sink.started(facts)
+        sink.started(results.facts)
     client_id = server_id(experiment.broker.federation)
     limits = limits_of(host.broker)
     if host.broker.process is None:
@@ -78,11 +71,11 @@ def serve(
     try:
         mailbox = ServerMailbox(link, experiment.broker.federation, Ledger())
         mailbox.chunk_bytes = limits.chunk_bytes
-        federation = _federation(
+        federation = assemble(
             experiment, spec, dataset, host, mailbox, state.session, directory, limits
         )
-        records = store.records()
-        before, agreement = len(records), store.agreement()
+        records = results.records
+        before = len(records)
         reason = "the server ended the run early"
         try:
             federation.artifacts.prepare()
@@ -93,38 +86,38 @@ def serve(
                 nonlocal state
                 state = after
                 store.write_round(record, state.to_bytes())
-                records.append(record)
+                results.add(record)
                 for sink in sinks:
                     sink.round_finished(record)
 
             run_rounds(state, federation, experiment.rounds, finished)
             reason = COMPLETE
         finally:
-            if len(records) > before:
-                agreement = ()
             if records:
                 # First of all: who is interrupted once may be interrupted again.
-                save_model(directory / "model", spec, merge(state.model))
-                write_report(directory, records, facts, agreement)
+                results.save_model(spec, state)
+                results.write()
             told = federation.exchange.stop(reason) if host.reachable else {}
             closing = federation.traffic.close(told, federation.exchange.accounts.take())
             federation.spool.clear()
             if host.reachable:
                 host.wait_for_devices()
             if len(records) > before:
-                records[-1] = closed_record(records[-1], closing)
-                store.write_final(records[-1], agreement)
-                write_report(directory, records, facts, agreement)
+                results.close(closed_record(records[-1], closing))
+                results.facts = run_facts(experiment, host.broker.kind, host.closing_facts())
+                store.describe(to_toml(experiment), results.facts)
+                store.write_final(records[-1], results.agreement)
+                results.write()
         if len(records) > before:
             if host.broker.process is None:
                 _tell_reading(sinks)
             planned = federation.exchange.holdings.sure_bytes
             older = resumed and not host.devices_are_ours
-            agreement = audit.close(records[before:], told, planned, older)
-            store.write_final(records[-1], agreement)
-            write_report(directory, records, facts, agreement)
-        for sink in sinks:
-            sink.finished(records, directory, agreement)
+            agreement = audit.close(records[before:], told, planned, older, host.lost)
+            results.close(records[-1], agreement)
+            store.write_final(records[-1], results.agreement)
+            results.write()
+        results.show(sinks)
         return records
     finally:
         link.close()
@@ -137,16 +130,16 @@ def already_done(
 
     Leaves the results once more: what ended the run may have come before they were written.
     """
-    records, checkpoint = store.records(), store.load_checkpoint()
+    checkpoint = store.load_checkpoint()
     if checkpoint is None or checkpoint[0] < experiment.rounds:
         return False
-    directory, state = store.path.parent, State.from_bytes(checkpoint[1])
-    save_model(directory / "model", make_spec(experiment, dataset), merge(state.model))
-    write_report(directory, records, store.facts(), store.agreement())
+    results = Results(store, store.facts())
+    results.save_model(make_spec(experiment, dataset), State.from_bytes(checkpoint[1]))
+    results.write()
     for sink in sinks:
         sink.note(
-            f"all {checkpoint[0]} rounds are done: see flexmoe report {directory}, or ask for more "
-            "with --rounds"
+            f"all {checkpoint[0]} rounds are done: see flexmoe report {store.path.parent}, or ask "
+            "for more with --rounds"
         )
     return True
 
@@ -154,42 +147,6 @@ def already_done(
 def _tell_reading(sinks: Sequence[Sink]) -> None:
     for sink in sinks:
         sink.note(f"reading the broker's counters (up to {READ_S:g} s)")
-
-
-def _federation(
-    experiment: Experiment,
-    spec: ModelSpec,
-    dataset: Dataset,
-    host: Host,
-    mailbox: ServerMailbox,
-    session: str,
-    directory: Path,
-    limits: BrokerLimits,
-) -> Federation:
-    """All that the rounds work with."""
-    wire = experiment.wire
-    uplink = parse_coding(wire.codings.uplink).codec.name
-    roster = Roster(spec, session, uplink, limits.chunk_bytes, limits.retains)
-    publication = Publication(wire.codings, wire.whole_every, experiment.seed)
-    artifacts = Artifacts(experiment, spec, ProgramCache(), publication)
-    broadcast = Broadcast(mailbox, artifacts.find, limits.retains)
-    spool = Spool(directory / "spool")
-    return Federation(
-        experiment=experiment,
-        roster=roster,
-        exchange=Exchange(
-            mailbox, roster, broadcast, session, spool, spec.experts, watch=host.check
-        ),
-        spool=spool,
-        publication=publication,
-        artifacts=artifacts,
-        policy=chosen_policy(experiment),
-        evaluation=GlobalEvaluation(
-            spec, dataset.x_test, dataset.y_test, experiment.gate.mode == "local"
-        ),
-        traffic=Traffic(mailbox),
-        incidents=host.incidents,
-    )
 
 
 def _sweep(host: Host, federation: str) -> None:
@@ -238,26 +195,31 @@ def _gather(federation: Federation, sinks: Sequence[Sink], host: Host, resumed: 
     """Wait for the devices; go on without some as long as there is a quorum."""
     experiment = federation.experiment
     expected = experiment.data.devices
+    need, asks = experiment.round.quorum_of(expected), "round.quorum asks"
+    if experiment.assignment.policy == "fixed" and not resumed:
+        # Its rows are the devices by name: none may come later.
+        need, asks = expected, 'assignment.policy = "fixed" asks'
 
     def joined(count: int) -> None:
         for sink in sinks:
             sink.joined(count, expected)
 
     federation.exchange.gather(
-        expected, experiment.round.join_timeout_s, joined, host.check_joining
+        expected,
+        experiment.round.join_timeout_s,
+        joined,
+        host.check_joining,
+        enough=lambda: max(need, host.expected(expected)),
     )
-    count, need = len(federation.roster.present), experiment.round.quorum_of(expected)
-    asks = "round.quorum asks"
-    if experiment.assignment.policy == "fixed" and not resumed:
-        # Its rows are the devices by name: none may come later.
-        need, asks = expected, 'assignment.policy = "fixed" asks'
+    count = len(federation.roster.present)
     if count < need:
-        rejected = [f"{c} was rejected: {why}" for c, why in federation.roster.rejected.items()]
+        why = [f"{c} was rejected: {why}" for c, why in federation.roster.rejected.items()]
+        why += host.incidents()
         advice = "start the others, or set data.devices to what there is"
         raise FleetError(
             f"{count} of {expected} devices joined within {experiment.round.join_timeout_s:g} s "
             f"(round.join_timeout_s), {asks} for {need}; "
-            f"{'; '.join(rejected)[:500] or advice}"
+            f"{'; '.join(why)[:500] or advice}"
         )
 
 
@@ -277,7 +239,9 @@ def _first_state(experiment: Experiment, spec: ModelSpec, store: Store) -> State
     )
 
 
-def run_facts(experiment: Experiment, broker_kind: str) -> Facts:
+def run_facts(experiment: Experiment, broker_kind: str, emulation: Mapping[str, Any]) -> Facts:
+    """What is known of a run before its rounds, and of its `emulation` if it has one."""
+    facts: dict[str, Any] = {"emulation": emulation} if emulation else {}
     return {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -288,4 +252,5 @@ def run_facts(experiment: Experiment, broker_kind: str) -> Facts:
         "partition": experiment.data.partition,
         "policy": experiment.assignment.policy,
         "broker": broker_kind,
+        **facts,
     }

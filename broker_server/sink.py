@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from broker_server.books.agreement import Agreement
+from broker_server.books.run_bytes import RunBytes
 from broker_server.record import RoundRecord
 
 Facts = Mapping[str, Any]
@@ -38,9 +39,15 @@ class Sink(Protocol):
         """A round is over, and stored."""
 
     def finished(
-        self, records: Sequence[RoundRecord], directory: Path, agreement: Agreement
+        self,
+        records: Sequence[RoundRecord],
+        directory: Path,
+        agreement: Agreement,
+        run: RunBytes,
+        facts: Facts,
     ) -> None:
         """The run is over; `directory` holds what it leaves. Not called if it broke off.
 
-        `agreement`: the counts of its bytes, compared; empty if they were not.
+        `agreement`: the counts of its bytes, compared; empty if they were not. `run`: the sums of
+        its bytes. `facts`: as they are now.
         """

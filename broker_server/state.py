@@ -18,7 +18,7 @@ from edge_runtime.protocol.blob import digest
 from edge_runtime.protocol.messages import DIGEST_BYTES
 from edge_runtime.tensor_blob import pack_tensors, unpack_tensors
 
-_VERSION = 5
+_VERSION = 6
 
 
 @dataclass(frozen=True)

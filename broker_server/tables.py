@@ -12,13 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from broker_server.board_table import board_table
+from broker_server.boards import by_board, worth_a_table
 from broker_server.books.agreement import Agreement
 from broker_server.books.byte_tables import agreement_lines, budgets, by_device, by_kind, on_links
 from broker_server.books.run_bytes import RunBytes
+from broker_server.emulation_tables import emulation_tables
 from broker_server.figures import figure, human_bytes, plain_table, titled
 from broker_server.record import RoundRecord
 from broker_server.sink import Facts
-from broker_server.totals import drops, final, left_out
+from broker_server.totals import devices, drops, final, left_out
 
 
 def render(
@@ -35,11 +38,13 @@ def render(
     if (asked := budgets(run)) is not None:
         tables.append(asked)
     tables += on_links(run)
+    if worth_a_table(rows := by_board(records, devices(records))):
+        tables += board_table(rows)
     if any(client.status != "ok" for record in records for client in record.clients):
         tables.append(_left_out_table(records))
     if any(record.drops for record in records):
         tables.append(_drops_table(records))
-    return [*tables, *agreement_lines(agreement)]
+    return [*tables, *emulation_tables(facts), *agreement_lines(agreement)]
 
 
 def _result(records: Sequence[RoundRecord], facts: Facts, run: RunBytes) -> Table:

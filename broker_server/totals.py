@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from broker_server.boards import by_board
 from broker_server.books.agreement import Agreement
 from broker_server.books.link_costs import costs
 from broker_server.books.run_bytes import RunBytes, added
@@ -49,6 +50,7 @@ def final(
         "fleet_rss_mib": sum(peaks.values()) if peaks else None,
         "memory_by_trainer": memory(records),
         "device_cpu_s": sum(cpu) if cpu else None,
+        "boards": [asdict(row) for row in by_board(records, devices(records))],
         "drops": drops(records),
         "left_out": {
             client: {status: len(rounds) for status, (rounds, _) in by_status.items()}

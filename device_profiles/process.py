@@ -40,11 +40,15 @@ class ChildProcess:
         name: str,
         log_path: Path,
         env: Mapping[str, str] | None = None,
+        join: Sequence[Path] = (),
+        netns: Path | None = None,
     ) -> ChildProcess:
         """Start `argv`, its output appended to `log_path`; `FleetError` if it cannot start.
 
-        `env` is the whole environment (default: ours). Call it from the main thread: the leash
-        follows the thread that calls, and would kill the child when a worker thread ends.
+        `env` is the whole environment (default: ours). `join`: the ``cgroup.procs`` of the control
+        groups that it starts in; `netns`: its network namespace. If it cannot enter one, it ends
+        with code 126 and says so in its log. Call it from the main thread: the leash follows the
+        thread that calls, and would kill the child when a worker thread ends.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("start children from the main thread: they die with their thread")
@@ -54,8 +58,14 @@ class ChildProcess:
             raise FleetError(f"cannot start {name}: no program {argv[0]!r}; install it")
         command = [program, *argv[1:]]
         if sys.platform == "linux":
-            leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), "--"]
-            command = [*leash, *command]
+            leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
+            leash += [word for file in join for word in ("--join", str(file))]
+            leash += ["--netns", str(netns)] if netns is not None else []
+            command = [*leash, "--", *command]
+        elif join or netns is not None:
+            raise FleetError(
+                f"cannot start {name}: only Linux has control groups and network namespaces"
+            )
         try:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             with log_path.open("ab") as log:

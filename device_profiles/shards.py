@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_profiles.datasets import Dataset
+from device_profiles.device_names import device_names
 from device_profiles.partition import holdout, partition
 from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.shard import Shard
@@ -39,12 +40,11 @@ def make_shards(
     def kept(x: NDArray[np.float32]) -> NDArray[np.generic]:
         return levels.of_x(x) if levels else x
 
-    width = max(2, len(str(devices - 1)))
     levels, shards = dataset.levels, {}
-    for device, indices in enumerate(parts):
+    for device, (name, indices) in enumerate(zip(device_names(devices), parts, strict=True)):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, device])
         train, test = holdout(indices, test_fraction, rng, dataset.chain_train)
-        shards[f"device-{device:0{width}d}"] = Shard(
+        shards[name] = Shard(
             x_train=kept(dataset.x_train[train]),
             y_train=dataset.y_train[train],
             x_test=kept(dataset.x_train[test]),

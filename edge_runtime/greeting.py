@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 
 from edge_runtime import __version__
-from edge_runtime.cgroup import usable_cores
+from edge_runtime.cgroup import read_usage, usable_cores
 from edge_runtime.codec import known_codecs
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FlexmoeError
@@ -36,8 +36,9 @@ class Greeting:
         link_class: str,
         memory_limit_bytes: int | None,
         clock: Callable[[], float],
+        board: str = "",
     ) -> None:
-        """`trainer` and `link_class` by name.
+        """`trainer`, `link_class` and `board` by name.
 
         `memory_limit_bytes`: what training may use; None: what is free.
         """
@@ -49,6 +50,7 @@ class Greeting:
         self._memory_limit_bytes = memory_limit_bytes
         self._memory_available_bytes: int | None = None  # as told to the server
         self._clock = clock
+        self._board = board
         self.said = 0  # hellos in all
         self.account = OwnAccount(mailbox)
         self._answered_on = 0  # the connection whose hello the server last answered
@@ -77,6 +79,7 @@ class Greeting:
         if self._memory_available_bytes is None:
             # Measured once: later, the device's own program would count against it.
             self._memory_available_bytes = usable_memory_bytes(self._memory_limit_bytes)
+        kills = read_usage().memory_kills
         self.account.hello()
         self._mailbox.send(
             Hello(
@@ -91,6 +94,8 @@ class Greeting:
                 memory_available_bytes=self._memory_available_bytes,
                 version=__version__,
                 link=self._link_class,
+                board=self._board,
+                memory_kills=-1 if kills is None else kills,
                 codecs=known_codecs(),
                 held=self._contents.tell_held(),
             )

@@ -17,12 +17,16 @@ DEFAULT_BYTES = 64 << 20
 _ABANDONED_S = 86_400.0  # a file that is being written is younger
 
 
-def default_folder(federation: str, client: str) -> Path:
-    """Where a device keeps its programs: below `FLEXMOE_CACHE`, else the user's cache folder."""
+def cache_root() -> Path:
+    """The folder `FLEXMOE_CACHE`, else ours in the user's cache folder."""
     named = os.environ.get("FLEXMOE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(named) if named else Path(base) / "flexmoe"
-    return folder / "devices" / federation / client
+    return Path(named) if named else Path(base) / "flexmoe"
+
+
+def default_folder(federation: str, client: str) -> Path:
+    """Where a device keeps its programs."""
+    return cache_root() / "devices" / federation / client
 
 
 class ProgramCache:

@@ -73,20 +73,22 @@ def compare(
     planned: Mapping[str, int],
     resumed: bool = False,
     shared: bool = False,
+    lost: Collection[str] = (),
 ) -> Agreement:
     """The counts of `records`, all rounds of one server, the last with what the run's end moved.
 
     `told` are the clients whose last account came. `planned` says how many payload bytes of frames
     each client took, where that is known. `resumed`: devices may have been counting before this
-    server was. `shared`: others may use the broker, so that it may count more than we do.
+    server was. `shared`: others may use the broker, so that it may count more than we do. `lost`:
+    clients of which a process ended without a last account.
     """
     rows = [row for record in records for row in record.bytes]
     links = [row for record in records for row in link_rows(record.bytes)]
     own = [row for row in rows if row.side == "device"]
     ours = [row for row in rows if row.side == "server"]
-    clients = {row.client for row in rows} - NO_DEVICE
+    clients = ({row.client for row in rows} | set(lost)) - NO_DEVICE
     # A device that says that it moved nothing says nothing.
-    known = clients & set(told) & {row.client for row in own if row.wire_bytes}
+    known = clients & set(told) & {row.client for row in own if row.wire_bytes} - set(lost)
     silent = sorted(clients - known)
     sent = sum(record.egress_bytes for record in records) + _sum(own, "up", known)
     received = sum(record.ingress_bytes for record in records) + _sum(own, "down", known)

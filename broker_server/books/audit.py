@@ -25,8 +25,9 @@ class Audit:
         told: Collection[str],
         planned: Mapping[str, int],
         resumed: bool,
+        lost: Collection[str] = (),
     ) -> Agreement:
         """The counts of `records`, compared (see `compare`); all devices have gone."""
         after = self._counters.read() if self._before else None
         counted = after.since(self._before) if after and self._before else None
-        return compare(records, told, counted, planned, resumed, self._shared)
+        return compare(records, told, counted, planned, resumed, self._shared, lost)

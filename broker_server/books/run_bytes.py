@@ -5,6 +5,7 @@ Memory grows with the devices and kinds, not with the rounds.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -99,6 +100,12 @@ class RunBytes:
         run = cls()
         for record in records:
             run.add(record)
+        return run
+
+    def with_last(self, record: RoundRecord) -> RunBytes:
+        """The sums with a round that may still change."""
+        run = copy.deepcopy(self)
+        run.add(record)
         return run
 
     def add(self, record: RoundRecord) -> None:

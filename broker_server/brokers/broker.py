@@ -34,10 +34,10 @@ NOTHING = Counted(0, 0)
 _SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on, on the loopback interface, at this moment."""
+def free_port(host: str = LOOPBACK) -> int:
+    """A TCP port that nobody listens on, on the interface of `host`, at this moment."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 
@@ -83,26 +83,28 @@ class Broker:
         self.stop()
 
 
-def open_broker(choice: str, port: int | None, directory: Path) -> Broker:
+def open_broker(
+    choice: str, port: int | None, directory: Path, host: str = LOOPBACK
+) -> Broker:
     """The broker that `choice` names, answering.
 
     ``auto`` starts mosquitto if there is one, else amqtt; ``mosquitto`` and ``amqtt`` start that
-    one; all on the loopback interface, on `port` or a free one, with config and log in
+    one; all on `host`, an address of this machine, on `port` or a free one, with config and log in
     `directory`. ``host:port`` uses a broker that runs already. `BrokerError` if that fails,
     `ConfigError` if `choice` is none of these.
     """
     if choice not in CHOICES:
-        host, external_port = parse_address(choice)
-        _greet(host, external_port, START_S)
-        return Broker(host, external_port, "external")
+        external_host, external_port = parse_address(choice)
+        _greet(external_host, external_port, START_S)
+        return Broker(external_host, external_port, "external")
     kind = _pick(choice)
     if port is not None:
-        return _start(kind, LOOPBACK, port, directory)
+        return _start(kind, host, port, directory)
     for _ in range(START_ATTEMPTS - 1):
         # Between finding a free port and using it, another program may have taken it.
         with contextlib.suppress(_PortTaken):
-            return _start(kind, LOOPBACK, free_port(), directory)
-    return _start(kind, LOOPBACK, free_port(), directory)
+            return _start(kind, host, free_port(host), directory)
+    return _start(kind, host, free_port(host), directory)
 
 
 def serve(host: str, port: int, choice: str) -> None:

@@ -77,7 +77,7 @@ def subscribe(client: ProbeClient, topics: list[str]) -> None:
     """Subscribe as devices do; `BrokerError` if that is refused."""
     if not client.subscribe(topics, 1):
         raise BrokerError(
-            f"the broker refuses the subscription to {topics[0]}; let its access rules allow fm3/#"
+            f"the broker refuses the subscription to {topics[0]}; let its access rules allow fm4/#"
         )
 
 

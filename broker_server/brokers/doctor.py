@@ -99,7 +99,7 @@ def _round_trip(trials: Trials) -> Check:
             "nothing comes back",
             "messages that arrive",
             "FAIL",
-            "allow to publish and to subscribe on fm3/# (acl_file: topic readwrite fm3/#)",
+            "allow to publish and to subscribe on fm4/# (acl_file: topic readwrite fm4/#)",
         )
     return Check("round trip", f"{1000 * trials.round_trip_s:.1f} ms")
 

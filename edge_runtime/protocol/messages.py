@@ -44,7 +44,7 @@ from edge_runtime.protocol.message_parts import Want as Want
 from edge_runtime.protocol.message_parts import check_digest, check_held
 from edge_runtime.protocol.packing import Packing
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Rollcall:
 class Hello:
     """A device says who it is. `shape` is one sample's shape; `labels` is its largest label + 1.
 
-    `link` is the class of its link, or empty. `codecs` names what it can decode and encode (codecs
-    and compressors). `held` are the digests of the contents that it holds.
+    `link` is the class of its link and `board` the name of its board, or empty. `memory_kills`
+    counts the processes that the kernel killed because its memory limit was reached; -1: it does
+    not say. `codecs` names what it can decode and encode (codecs and compressors). `held` are the
+    digests of the contents that it holds.
     """
 
     session: str
@@ -71,10 +73,14 @@ class Hello:
     memory_available_bytes: int
     version: str
     link: str
+    board: str
+    memory_kills: int
     codecs: list[str]
     held: list[bytes]
 
     def __post_init__(self) -> None:
+        if self.memory_kills < -1:
+            raise WireError("malformed", f"{self.memory_kills} memory kills; expected -1 or more")
         check_held(self.held)
 
 

@@ -2,10 +2,10 @@
 
 With the protocol's version and the federation's name in front (short: every packet carries one)::
 
-    fm3/<federation>/up/<client>          a device to the server
-    fm3/<federation>/down/<client>        the server to one device
-    fm3/<federation>/all                  the server to every device
-    fm3/<federation>/b/<name>/<index>     a chunk of a blob, for every device that listens to it
+    fm4/<federation>/up/<client>          a device to the server
+    fm4/<federation>/down/<client>        the server to one device
+    fm4/<federation>/all                  the server to every device
+    fm4/<federation>/b/<name>/<index>     a chunk of a blob, for every device that listens to it
 
 A blob's <name> is the base64url of the first bytes of its digest. Who sent a message is what its
 topic says, so a broker's access rules can keep devices apart.

@@ -24,6 +24,10 @@ def client_round(name: str, number: int = 1) -> ClientRound:
         device_accuracy=0.75,
         telemetry={"cpu_s": 1.5, "peak_rss_mib": 390.25},
         status="ok",
+        asked=3,
+        capacity=2,
+        limit="memory",
+        why="3 need 21 MiB, its limit of 64 MiB leaves 18",
     )
 
 

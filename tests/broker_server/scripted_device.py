@@ -43,6 +43,8 @@ HELLO = Hello(
     memory_available_bytes=1 << 30,
     version="0.1",
     link="",
+    board="",
+    memory_kills=-1,
     codecs=known_codecs(),
     held=[],
 )

@@ -19,6 +19,7 @@ from broker_server.coordinator import Federation, run_rounds
 from broker_server.evaluation import GlobalEvaluation
 from broker_server.exchange import Exchange
 from broker_server.experiment import Experiment
+from broker_server.life import Life
 from broker_server.publishing.broadcast import Broadcast
 from broker_server.publishing.publication import Publication
 from broker_server.record import RoundRecord
@@ -73,7 +74,13 @@ def experiment(**sections: dict[str, Any]) -> Experiment:
 class Fleet:
     """A server, its devices, and the problems and answers of the rounds that it ran."""
 
-    def __init__(self, folder: Path, settings: Experiment, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Experiment,
+        chunk_bytes: int = CHUNK_BYTES,
+        life: Life | None = None,
+    ) -> None:
         self.world = World()
         experts = settings.model.experts
         spec = spec_of(experts)
@@ -91,7 +98,9 @@ class Fleet:
         roster, spool = Roster(spec, "s", chunk_bytes=chunk_bytes), Spool(folder / "spool")
         clock = self.world.clock
         self.broadcast = Broadcast(mailbox, artifacts.find, clock=clock)
-        self.exchange = Exchange(mailbox, roster, self.broadcast, "s", spool, experts, clock=clock)
+        self.exchange = Exchange(
+            mailbox, roster, self.broadcast, "s", spool, experts, clock=clock, life=life
+        )
         decide = chosen_policy(settings)
 
         def noted(problem: Problem) -> Assignment:

@@ -242,7 +242,7 @@ def test_what_was_named_the_longest_time_ago_leaves_when_it_is_too_much() -> Non
 def test_what_a_killed_server_left_is_swept_away() -> None:
     world, other = World(), World()
     world.offer(frame(1), frame(2))
-    world.link.publish("fm3/other/b/x/0", b"of another federation", retain=True)
+    world.link.publish("fm4/other/b/x/0", b"of another federation", retain=True)
     assert sweep(MemoryLink(world.broker, "sweep"), FEDERATION, quiet_s=0.01) == 6
     assert world.kept == {} and len(world.broker.retained("#")) == 1
     assert sweep(MemoryLink(other.broker, "sweep"), FEDERATION, quiet_s=0.01) == 0

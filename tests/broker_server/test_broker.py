@@ -205,7 +205,7 @@ def test_a_port_of_our_own_choice_is_tried_again(
     good = free_port()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1], good])
-        monkeypatch.setattr(broker_module, "free_port", lambda: next(ports))
+        monkeypatch.setattr(broker_module, "free_port", lambda host: next(ports))
         with open_broker(broker_kind, None, tmp_path) as broker:
             assert broker.port == good
 

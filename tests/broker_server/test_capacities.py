@@ -19,7 +19,7 @@ from broker_server.capacities import (
     begun_again,
     capacities_of,
     found_caps,
-    too_slow,
+    overtaxed,
 )
 from broker_server.capacity import Cap, Capacity
 from broker_server.demand import Demand, Moves
@@ -28,15 +28,14 @@ from broker_server.pace import Pace
 from broker_server.publishing.publication import Publication
 from broker_server.roster import Roster
 from broker_server.work import Answer, Observed
-from edge_runtime.codec import known_codecs
 from edge_runtime.errors import FleetError
-from edge_runtime.protocol.messages import Hello
 from model_export.models import ModelSpec
+from tests.broker_server import scripted_device
 from tests.broker_server.layout_programs import LayoutPrograms
 
 SPEC = ModelSpec("digits", (64,), 10, 8)
-HELLO = Hello(
-    "", 200, 20, [64], 10, "native", "x86_64", 2.0, 1 << 30, "0.1", "", known_codecs(), []
+HELLO = dataclasses.replace(
+    scripted_device.HELLO, samples=200, test_samples=20, shape=[64], labels=10, trainer="native"
 )
 DEMAND = Demand(3, 100.0, Moves(4000, 1100), Moves(4000, 1100))
 PASSES = HELLO.samples * DEMAND.epochs
@@ -148,7 +147,8 @@ def test_a_killed_device_is_given_fewer_when_it_is_back() -> None:
     for restarted in (True, False):
         fleet = Fleet()
         fleet.paced("c", k=4, suspect=4)
-        fleet.past = dataclasses.replace(fleet.past, restarted={"c"} if restarted else {"a"})
+        who = "c" if restarted else "a"
+        fleet.past = dataclasses.replace(fleet.past, restarted={who: "unknown"})
         dealt = fleet.deal()
         assert dealt.given["c"] == (Capacity(3, "memory") if restarted else Capacity(4, "asked"))
         assert dealt.events == restarted * [
@@ -174,7 +174,7 @@ def test_who_waits_its_turn_stays_as_it_was() -> None:
     for name in "bc":
         fleet.hello(name, memory_available_bytes=fleet.need_bytes(3) - 1)
     fleet.paced("b", k=1, limit="compute", streak=1, clean=3, suspect=4)
-    fleet.past = dataclasses.replace(fleet.past, restarted={"b"})
+    fleet.past = dataclasses.replace(fleet.past, restarted={"b": "unknown"})
     before = dict(fleet.past.paces)
     whole = fleet.deal()
     assert whole.paces["b"].too_many == 4 and list(whole.news) == NAMES
@@ -286,33 +286,36 @@ LATE = {
     "a": Answer("late"),
     "b": Answer("late", observed=Observed(kept_waiting=True)),
     "c": Answer("ok"),
+    "d": Answer("killed"),
 }
 
 
-def test_who_was_late_may_do_with_fewer_experts() -> None:
+def test_who_was_late_or_killed_may_do_with_fewer_experts() -> None:
     """Not who waited for us, not with one expert, not where all go everywhere."""
-    given = {"a": 2, "b": 2, "c": 2}
-    assert too_slow(LATE, given, Fleet().experiment) == {"a": 2}
-    assert too_slow(LATE, {**given, "a": 1}, Fleet().experiment) == {}
-    assert too_slow(LATE, given, Fleet(policy="full").experiment) == {}
-    assert too_slow({"a": Answer("gone"), "b": Answer("failed")}, given, Fleet().experiment) == {}
+    given = {"a": 2, "b": 2, "c": 2, "d": 3}
+    late, killed = {"a": "was late with 2 experts"}, {"d": "was killed with 3 experts"}
+    assert overtaxed(LATE, given, Fleet().experiment) == late | killed
+    assert overtaxed(LATE, {**given, "a": 1}, Fleet().experiment) == killed
+    assert overtaxed(LATE, {**given, "d": 1}, Fleet().experiment) == late
+    assert overtaxed(LATE, given, Fleet(policy="full").experiment) == {}
+    assert overtaxed({"a": Answer("gone"), "b": Answer("failed")}, given, Fleet().experiment) == {}
 
 
 CAPS = {"a": Cap(2, 5 << 20, 1 << 20, "native")}
 
 
 @pytest.mark.parametrize(
-    ("found", "late", "turn", "said"),
+    ("found", "fewer", "turn", "said"),
     [
         ({}, {}, False, ""),
         ({}, {}, True, "round 7 begun again: it is other devices' turn"),
         (CAPS, {}, True, "round 7 begun again: a needs 5.0 MiB"),
-        ({}, {"b": 2, "c": 3}, False, "round 7 begun again: b was late with 2 experts, c was "
-         "late with 3 experts"),
-        (CAPS, {"b": 2}, False, "round 7 begun again: a needs 5.0 MiB, b was late with 2 experts"),
+        ({}, {"b": "was late", "c": "was killed"}, False, "round 7 begun again: b was late, c was "
+         "killed"),
+        (CAPS, {"b": "was late"}, False, "round 7 begun again: a needs 5.0 MiB, b was late"),
     ],
 )  # fmt: skip
 def test_why_a_round_begins_again(
-    found: dict[str, Cap], late: dict[str, int], turn: bool, said: str
+    found: dict[str, Cap], fewer: dict[str, str], turn: bool, said: str
 ) -> None:
-    assert begun_again(7, found, late, turn) == said
+    assert begun_again(7, found, fewer, turn) == said

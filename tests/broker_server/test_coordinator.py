@@ -37,7 +37,6 @@ from device_profiles.datasets import Dataset
 from device_profiles.shards import make_shards
 from edge_runtime import local_training, telemetry
 from edge_runtime.agent import Agent
-from edge_runtime.codec import known_codecs
 from edge_runtime.contents import Contents
 from edge_runtime.errors import FleetError, ProgramError
 from edge_runtime.executorch_trainer import ExecuTorchTrainer
@@ -57,6 +56,7 @@ from model_export.models import ModelSpec, make_model
 from model_export.program import Program, make_layout
 from model_export.split import to_weights
 from tests.broker_server.layout_programs import LayoutPrograms
+from tests.broker_server.scripted_device import HELLO
 from tests.edge_runtime.reference_trainer import ReferenceTrainer
 
 DEVICES, EXPERTS, K, BATCH = 4, 8, 2, 16
@@ -873,8 +873,8 @@ def test_a_device_that_changes_its_story_ends_nothing(
 ) -> None:
     """What it said when it was given its work is what counts in this round."""
     samples = shards["device-02"].samples
-    story = Hello(
-        SESSION, samples, 1, [64], 10, "native", "m", 1.0, 1 << 30, "0", "", known_codecs(), []
+    story = dataclasses.replace(
+        HELLO, session=SESSION, samples=samples, shape=[64], labels=10, trainer="native"
     )
 
     def make_trainer(name: str, mailbox: DeviceMailbox) -> Trainer:

@@ -49,4 +49,6 @@ def test_a_narrow_wire_moves_less() -> None:
 def test_the_experiment_says_until_when() -> None:
     sections = {"train": {"epochs": 3}, "round": {"deadline_s": 7.5}}
     demand = Demand.of(MODEL, Experiment.model_validate(sections))
-    assert (demand.epochs, demand.deadline_s) == (3, 7.5)
+    assert (demand.epochs, demand.deadline_s, demand.least) == (3, 7.5, 1)
+    full = {"assignment": {"policy": "full"}, "model": {"experts": 5}}
+    assert Demand.of(MODEL, Experiment.model_validate(full)).least == 5

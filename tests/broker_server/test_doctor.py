@@ -50,11 +50,11 @@ def test_our_own_brokers_are_healthy(broker: Broker) -> None:
     assert found.retained_bytes == found.retained_asked_bytes == RETAINED_BYTES
     assert 0 < found.round_trip_s < 10 and found.publish_rate > 0 and found.read_rate > 0
     with ProbeClient(broker.host, broker.port) as client:
-        assert client.subscribe(["fm3/#"], 1)
+        assert client.subscribe(["fm4/#"], 1)
         left = []
         while (message := client.receive(0.3)) is not None:
             left.append(message.topic)
-    assert not [topic for topic in left if topic.startswith("fm3/probe-")]
+    assert not [topic for topic in left if topic.startswith("fm4/probe-")]
 
 
 def test_mosquitto_as_it_comes_is_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

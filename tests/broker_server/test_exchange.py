@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from broker_server import intake
-from broker_server.exchange import ACCOUNTS_S, MAX_ACCOUNTS_S, MAX_PLANS, Exchange
+from broker_server.exchange import ACCOUNTS_S, MAX_ACCOUNTS_S
+from broker_server.handout import MAX_PLANS
 from broker_server.intake import MIN_DOWNLOADS, STALL_S
-from broker_server.publishing.broadcast import Broadcast
 from broker_server.publishing.history import Frame
 from broker_server.publishing.holdings import frames_of
-from broker_server.roster import Roster
-from broker_server.spool import Spool
 from broker_server.work import Answer, Work
 from edge_runtime.errors import BrokerError, FlexmoeError
-from edge_runtime.parts import ModelParts
-from edge_runtime.protocol.blob import digest
-from edge_runtime.protocol.ledger import EVERYONE, Ledger
+from edge_runtime.protocol.ledger import EVERYONE
 from edge_runtime.protocol.mailbox import UNKNOWN as STRANGERS
-from edge_runtime.protocol.mailbox import ServerMailbox
 from edge_runtime.protocol.messages import (
     MAX_BLOB_BYTES,
     MAX_MESSAGE_BYTES,
     Account,
-    Artifact,
     Assign,
     BlobRef,
     Chunk,
@@ -52,88 +46,24 @@ from edge_runtime.protocol.transfer import Download
 from edge_runtime.transport.memory_link import MemoryLink
 from edge_runtime.transport.packet import Packet
 from edge_runtime.work import contents_of
+from tests.broker_server.exchange_stage import (
+    BIG_MODEL,
+    CHUNK_BYTES,
+    DEADLINE_S,
+    MODEL,
+    REJOIN_S,
+    Server,
+    forget,
+    three,
+)
 from tests.broker_server.sample_model import (
-    SPEC,
     changes,
     encode,
     encode_anything,
     make_assign,
     make_report,
-    random_model,
 )
 from tests.broker_server.scripted_device import FEDERATION, HELLO, Device
-from tests.edge_runtime.driven import DrivenLink, World
-
-DEADLINE_S = 60.0
-REJOIN_S = 5.0
-MODEL = random_model(0)
-BIG_MODEL = random_model(0, big=300)
-CHUNK_BYTES = 128 * 1024  # an update of the big model travels in six chunks
-
-
-class Server:
-    """An `Exchange` and the world around it."""
-
-    def __init__(self, folder: Path, model: ModelParts = MODEL) -> None:
-        self.world = World()
-        self.model = model
-        self.link = DrivenLink(self.world, "server")
-        self.mailbox = ServerMailbox(self.link, FEDERATION, Ledger())
-        self.mailbox.chunk_bytes = CHUNK_BYTES
-        self.roster = Roster(SPEC, "s", chunk_bytes=CHUNK_BYTES)
-        self.spool = Spool(folder / "spool")
-        # The contents of all work are whole frames: whoever says that it holds one is sent none.
-        contents = encode(changes(99, model, range(4))) | {"program": b"p" * 5000}
-        self.contents = {kind: digest(kind.encode()) for kind in contents}
-        self.frames = {kind: Frame.of(kind, data, ()) for kind, data in contents.items()}
-        frames = {frame.ref.digest: frame for frame in self.frames.values()}
-        self.broadcast = Broadcast(self.mailbox, frames.get, clock=self.world.clock)
-        self.exchange = Exchange(
-            self.mailbox, self.roster, self.broadcast, "s", self.spool, 4, clock=self.world.clock
-        )
-
-    def device(self, name: str, seed: int = 0, delay_s: float = 0.0) -> Device:
-        return Device(self.world, name, self.model, seed, delay_s)
-
-    def gather(self, expected: int) -> None:
-        self.exchange.gather(expected, 10.0)
-        assert len(self.roster.present) == expected
-
-    def run(
-        self, devices: Sequence[Device], number: int = 1, attempt: int = 1
-    ) -> dict[str, Answer]:
-        experts = {device.name: [i % 3, 3] for i, device in enumerate(devices)}
-
-        def plan(client: str) -> Assign:
-            held = self.exchange.holdings[client]
-            artifacts = {
-                kind: Artifact(name, b"", [] if name in held else [self.frames[kind].ref])
-                for kind, name in self.contents.items()
-            }
-            chosen = experts[client]
-            return make_assign(chosen, number=number, attempt=attempt, artifacts=artifacts)
-
-        work = Work({client: plan(client) for client in experts}, plan, self.model)
-        return self.exchange.run(work, DEADLINE_S, REJOIN_S)
-
-    def assert_ok(self, answers: dict[str, Answer], *devices: Device) -> None:
-        """These devices' answers are what they sent, to the byte."""
-        for device in devices:
-            assert answers[device.name] == Answer("ok", report=device.report), device.name
-            assert self.spool.get(device.name) == device.data
-            device.step()  # hear the last word
-            report = device.report
-            assert report is not None
-            assert device.got(Received) == [Received("s", report.round, report.attempt)]
-
-    def offered(self, *kinds: str) -> int:
-        """How many chunks of frames of these kinds the server published, again ones too."""
-        rows = self.mailbox.ledger.rows()
-        return sum(row.messages for row in rows if row.client == EVERYONE and row.kind in kinds)
-
-    @property
-    def drops(self) -> dict[tuple[str, str], int]:
-        return dict(self.mailbox.drops)
 
 
 @pytest.fixture
@@ -145,19 +75,6 @@ def server(tmp_path: Path) -> Server:
 def a_small_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks for the fewest updates at a time, whatever their size."""
     monkeypatch.setattr(intake, "MAX_OPEN_BYTES", 0)
-
-
-def three(server: Server) -> list[Device]:
-    devices = [server.device(name, seed) for seed, name in enumerate("abc")]
-    server.gather(3)
-    return devices
-
-
-def forget(devices: Sequence[Device]) -> None:
-    """Let them hear the last word of a round, and forget it."""
-    for device in devices:
-        device.step()
-        device.received.clear()
 
 
 # --- good rounds -------------------------------------------------------------------------------
@@ -292,7 +209,7 @@ def test_frames_leave_once_for_all_who_take_them(tmp_path: Path) -> None:
     assert kinds == {"up": {"control", "backbone", "gate", "expert:0", "expert:3"},
                      "down": {"control"}}  # fmt: skip
     server.exchange.stop("over")
-    assert server.world.broker.retained("fm3/#") == []
+    assert server.world.broker.retained("fm4/#") == []
 
 
 def test_what_is_held_is_not_named_again(server: Server) -> None:
@@ -707,7 +624,7 @@ def test_a_last_will_and_a_goodbye_are_told_apart(server: Server) -> None:
 def test_a_process_that_comes_back_is_told_by_its_hello(server: Server, anew: bool) -> None:
     """Only a process that has just begun does not know the session."""
     lost, *rest = three(server)
-    assert server.exchange.restarted == {"a", "b", "c"}
+    assert server.exchange.restarted == dict.fromkeys("abc", "unknown")
 
     def work(assign: Assign) -> None:
         lost.hello = dataclasses.replace(HELLO, session="" if anew else "s")
@@ -716,10 +633,10 @@ def test_a_process_that_comes_back_is_told_by_its_hello(server: Server, anew: bo
     lost.work = work  # type: ignore[method-assign]
     answers = server.run([lost, *rest])
     assert answers["a"].observed.vanished and not answers["a"].observed.restarted
-    assert server.exchange.restarted == set()
+    assert server.exchange.restarted == {}
     lost.back_s = server.world.now_s
     server.gather(3)
-    assert server.exchange.restarted == ({"a"} if anew else set())
+    assert server.exchange.restarted == ({"a": "unknown"} if anew else {})
 
 
 @pytest.mark.parametrize("anew", [True, False])

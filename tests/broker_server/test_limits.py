@@ -51,7 +51,7 @@ class Device:
         for _ in range(rounds):
             capacity, pace = settled(self.holds, self.pace, SAMPLES, DEMAND)
             assert (pace.k, pace.limit) == (capacity.k, capacity.limit)
-            self.pace = pace.after(self.answer(capacity.k), PASSES, DEMAND)
+            self.pace = pace.after(self.answer(capacity.k), PASSES, DEMAND, 1)
             ks.append(capacity.k)
             self.limits.append(capacity.limit)
         return ks
@@ -174,7 +174,7 @@ def test_k_falls_at_once_and_rises_by_one_after_two_fitting_rounds(
             risen = fitted == STREAK
             assert capacity.k == min(allowed.k, before.k + risen)
             fitted = 0 if risen or capacity.k < before.k else fitted
-        pace = pace.after(ok(seconds * capacity.k, capacity.k), PASSES, DEMAND)
+        pace = pace.after(ok(seconds * capacity.k, capacity.k), PASSES, DEMAND, 1)
 
 
 @settings(max_examples=50)
@@ -249,7 +249,7 @@ def test_the_name_of_a_limit_does_not_flap_either() -> None:
 def test_a_missed_deadline_lowers_k_and_five_good_rounds_bring_it_back() -> None:
     pace = Device(lambda k: ok(5.0 * k, k), asked=4).pace
     pace = dataclasses.replace(pace, k=4)
-    device = Device(lambda k: ok(5.0 * k, k), 4, pace.after(Answer("late"), PASSES, DEMAND))
+    device = Device(lambda k: ok(5.0 * k, k), 4, pace.after(Answer("late"), PASSES, DEMAND, 1))
     ks = device.play(HOLD + 2)
     assert ks == [3] * (HOLD + 1) + [4] and device.limits == ["compute"] * (HOLD + 1) + ["asked"]
 
@@ -265,9 +265,9 @@ def test_a_killed_device_is_tried_again_after_ever_longer() -> None:
     killed = Answer("gone", observed=Observed(vanished=True))
     pace, ks = Pace("native"), []
     for _ in range(80):
-        pace = pace.returned(restarted=True)
+        pace = pace.returned("unknown", 1, 0)
         capacity, pace = settled(Capacity(4, "asked"), pace, SAMPLES, DEMAND)
-        pace = pace.after(killed if capacity.k == 4 else ok(1.0, capacity.k), PASSES, DEMAND)
+        pace = pace.after(killed if capacity.k == 4 else ok(1.0, capacity.k), PASSES, DEMAND, 1)
         ks.append(capacity.k)
         assert capacity.limit == ("asked" if capacity.k == 4 else "memory")
     tried = np.flatnonzero(np.array(ks) == 4).tolist()
@@ -287,7 +287,7 @@ def test_what_memory_or_a_budget_takes_is_no_fall() -> None:
 
 def test_a_fall_by_measurement_is_counted_once() -> None:
     """The ceiling and the measurement of a miss are one fall."""
-    pace = Pace("native", k=4).after(Answer("late"), PASSES, DEMAND)
+    pace = Pace("native", k=4).after(Answer("late"), PASSES, DEMAND, 1)
     _, pace = settled(Capacity(4, "asked"), pace, SAMPLES, DEMAND)
     assert (pace.k, pace.falls, pace.clean) == (3, 1, 0)
     _, pace = settled(Capacity(4, "asked"), pace, SAMPLES, DEMAND)

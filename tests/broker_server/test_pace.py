@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_server.demand import Demand, Moves
+from broker_server.memory import Peak
 from broker_server.pace import HOLD, MAX_DOUBLINGS, WEIGHT, Pace, Rate, paces_after
 from broker_server.work import Answer, Observed
 from tests.broker_server.sample_model import make_assign, make_report
 
-PASSES = 600
+PASSES, NUMBER = 600, 7
 DEMAND = Demand(3, 60.0, Moves(4000, 1100), Moves(4000, 1100))
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e-300, 1e300]
 
@@ -35,7 +36,7 @@ def late(**seen: object) -> Answer:
 
 def through(pace: Pace, *answers: Answer) -> Pace:
     for answer in answers:
-        pace = pace.after(answer, PASSES, DEMAND)
+        pace = pace.after(answer, PASSES, DEMAND, NUMBER)
     return pace
 
 
@@ -72,7 +73,9 @@ def test_what_was_trained_is_measured_where_a_policy_gave_fewer() -> None:
     before = Pace("native", k=3, limit="memory", streak=1)
     paces, samples = {"a": before}, {"a": PASSES // DEMAND.epochs}
     for k, train_s in ((1, 6.0), (2, 9.0)):
-        paces = paces_after(paces, {"a": k}, {"a": ok({"train_s": train_s}, k=k)}, samples, DEMAND)
+        paces = paces_after(
+            paces, {"a": k}, {"a": ok({"train_s": train_s}, k=k)}, samples, DEMAND, NUMBER
+        )
     seconds = {1: 6.0 / PASSES, 2: 9.0 / PASSES}
     assert paces["a"].seconds == pytest.approx(seconds)
     assert paces["a"] == dataclasses.replace(before, seconds=paces["a"].seconds, clean=2)
@@ -89,7 +92,9 @@ def test_what_was_trained_is_measured_where_a_policy_gave_fewer() -> None:
 )
 def test_what_went_wrong_went_wrong_with_what_was_given(answer: Answer, field: str) -> None:
     """Two experts of the three that it could hold."""
-    paces = paces_after({"a": Pace("native", k=3)}, {"a": 2}, {"a": answer}, {"a": 10}, DEMAND)
+    paces = paces_after(
+        {"a": Pace("native", k=3)}, {"a": 2}, {"a": answer}, {"a": 10}, DEMAND, NUMBER
+    )
     assert getattr(paces["a"], field) == 2 and paces["a"].k == 3
 
 
@@ -126,7 +131,7 @@ def test_whatever_a_device_tells_a_prediction_is_a_time(
     for train_s, moved, seconds, good in told:
         telemetry = {"train_s": train_s, "fetch_bytes": moved, "fetch_s": seconds}
         answer = ok(telemetry) if good else late(telemetry=telemetry)
-        pace = pace.after(answer, passes, DEMAND)
+        pace = pace.after(answer, passes, DEMAND, NUMBER)
     for k in (1, 2, 64):
         assert pace.round_s(k, passes, DEMAND) >= 0.0  # and no NaN
 
@@ -190,11 +195,66 @@ def test_a_process_that_ended_at_work_is_told_by_the_next_hello() -> None:
     before = Pace("native", k=3, clean=2)
     vanished = through(before, Answer("gone", observed=Observed(vanished=True)))
     assert vanished == dataclasses.replace(before, suspect=3)
-    assert vanished.returned(restarted=False) == before  # it had only lost its connection
-    killed = vanished.returned(restarted=True)
+    assert vanished.returned(None, 1, NUMBER) == before  # it had only lost its connection
+    killed = vanished.returned("unknown", 1, NUMBER)
     assert (killed.too_many, killed.ceiling, killed.cause) == (3, 2, "memory")
     assert (killed.suspect, killed.clean) == (0, 0)
-    assert before.returned(restarted=True) == before  # it came anew between two rounds
+    assert before.returned("unknown", 1, NUMBER) == before  # it came anew between two rounds
+
+
+KILLED = Answer("killed")
+
+
+def test_a_kill_lowers_at_once_and_says_so() -> None:
+    pace = through(Pace("native", k=3, clean=2), KILLED)
+    assert (pace.too_many, pace.ceiling, pace.cause, pace.clean) == (3, 2, "memory", 0)
+    assert pace.killed and (pace.sits_out, pace.rests) == (0, 0)
+    # Another cause of another fall is told as it is.
+    assert not through(dataclasses.replace(pace, k=2), late()).killed
+
+
+@pytest.mark.parametrize("kills", range(MAX_DOUBLINGS + 3))
+def test_with_the_fewest_experts_a_kill_makes_it_sit_out_for_ever_longer(kills: int) -> None:
+    pace, number = Pace("native", k=1), NUMBER
+    for kill in range(kills + 1):
+        pace = pace.after(KILLED, PASSES, DEMAND, number)
+        rest = HOLD * 2 ** min(kill, MAX_DOUBLINGS)
+        assert (pace.sits_out, pace.rests, pace.ceiling) == (number + rest, kill + 1, 1)
+        number = pace.sits_out + 1
+    # After enough rounds in good order all that is forgotten.
+    pace = through(pace, *[ok({})] * 3 * HOLD)
+    assert (pace.rests, pace.killed, pace.too_many) == (0, False, 0)
+
+
+def test_the_fewest_may_be_all() -> None:
+    """Where all experts go everywhere, fewer are of no use."""
+    everything = dataclasses.replace(DEMAND, least=4)
+    pace = Pace("native", k=4).after(KILLED, PASSES, everything, NUMBER)
+    assert pace.sits_out == NUMBER + HOLD
+
+
+def test_a_kill_may_be_told_by_the_next_hello() -> None:
+    for k, sits_out in ((3, 0), (1, NUMBER + HOLD)):
+        vanished = through(Pace("native", k=k), Answer("gone", observed=Observed(vanished=True)))
+        killed = vanished.returned("killed", 1, NUMBER)
+        assert killed == through(Pace("native", k=k), KILLED)
+        assert (killed.suspect, killed.sits_out) == (0, sits_out)
+    idle = Pace("native", k=3)
+    assert idle.returned("killed", 1, NUMBER) == idle  # it was between two rounds
+
+
+def test_what_was_not_its_memory_lowers_nothing() -> None:
+    vanished = through(Pace("native", k=3), Answer("gone", observed=Observed(vanished=True)))
+    assert vanished.returned("other", 1, NUMBER) == Pace("native", k=3)
+
+
+def test_the_peak_of_its_memory_is_noted() -> None:
+    told = {"peak_rss_mib": 40.0, "memory_limit_mib": 64.0}
+    pace = through(Pace("native", k=3), ok(told, k=3))
+    assert pace.peak == Peak(3, 40.0, 64.0)
+    assert through(pace, late(telemetry={**told, "peak_rss_mib": 50.0})).peak == Peak(3, 50.0, 64.0)
+    assert through(pace, KILLED).peak == pace.peak
+    assert through(pace, ok({})).peak is None
 
 
 @pytest.mark.parametrize("status", ["late", "gone"])
@@ -261,6 +321,9 @@ limits = st.sampled_from(["asked", "memory", "compute", "link"])
         *[small] * 4,
         limits,
         small,
+        st.booleans(),
+        *[small] * 2,
+        st.none() | st.builds(Peak, st.integers(1, 64), st.floats(1, 1e6), st.floats(1, 1e6)),
     )
 )
 def test_a_checkpoint_keeps_it(pace: Pace) -> None:
@@ -270,7 +333,7 @@ def test_a_checkpoint_keeps_it(pace: Pace) -> None:
 def test_all_paces_are_carried_and_those_at_work_move() -> None:
     paces = {name: Pace("native", k=2) for name in "abc"}
     answers = {"a": ok({"train_s": 6.0}), "c": late()}
-    after = paces_after(paces, {"a": 2, "c": 2}, answers, {"a": 10, "c": 20}, DEMAND)
+    after = paces_after(paces, {"a": 2, "c": 2}, answers, {"a": 10, "c": 20}, DEMAND, NUMBER)
     assert list(after) == ["a", "b", "c"] and after["b"] is paces["b"]
     assert after["a"].seconds == {2: 6.0 / (10 * DEMAND.epochs)}
     assert after["c"].seconds == {2: DEMAND.deadline_s / (20 * DEMAND.epochs)}

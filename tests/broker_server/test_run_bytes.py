@@ -75,6 +75,18 @@ def test_sums_are_those_of_the_links_rows(many: list[list[BytesRow]]) -> None:
         assert one.links.wire_bytes == sum(link.total_bytes for link in carried(rows).values())
 
 
+@given(st.lists(ROWS, min_size=1, max_size=3))
+def test_a_round_that_may_change_is_not_kept(many: list[list[BytesRow]]) -> None:
+    def plain(run: RunBytes) -> dict[str, object]:
+        return {**vars(run), "means": run.means.typical(), "budgets": run.budgets.found()}
+
+    *earlier, last = rounds_of(many)
+    run = RunBytes.of(earlier)
+    for _ in range(2):
+        assert plain(run.with_last(last)) == plain(RunBytes.of([*earlier, last]))
+    assert plain(run) == plain(RunBytes.of(earlier))
+
+
 def test_tables_by_device_sum_up_a_crowd() -> None:
     names = [f"device-{number:02d}" for number in range(MOST_DEVICES + 3)]
     more = BytesRow("device", names[-1], "down", "gate", 10**6, 10**6, 0)

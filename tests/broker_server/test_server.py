@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from broker_server.assembly import assemble
 from broker_server.brokers import broker as broker_module
 from broker_server.brokers.broker import Broker, free_port
+from broker_server.brokers.broker_limits import OWN
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Experiment
 from broker_server.host import Host
 from broker_server.run import run_experiment
-from broker_server.server import _gather, open_store, serve
+from broker_server.server import _gather, make_spec, open_store, run_facts, serve
 from broker_server.store import Store
 from device_profiles import datasets
 from edge_runtime.errors import BrokerError, ConfigError, DataError, FleetError
+from edge_runtime.protocol.ledger import Ledger
+from edge_runtime.protocol.mailbox import ServerMailbox
+from edge_runtime.transport.memory_link import MemoryBroker, MemoryLink
 from tests.broker_server import scripted_fleet
 from tests.broker_server.sample_records import round_record
 
@@ -141,3 +146,42 @@ def test_the_rows_of_a_fixed_assignment_need_all_devices_when_a_run_begins(tmp_p
         fleet.lose("d")
         with pytest.raises(FleetError, match=r"1 of 4 devices joined .*, round.quorum asks for 2"):
             _gather(fleet.federation, [], host, resumed=True)
+
+
+def test_only_devices_that_can_be_there_are_waited_for(tmp_path: Path) -> None:
+    """Of our own devices some come later; a round has enough of them."""
+    host = Host(Broker("127.0.0.1", free_port(), "external"))
+    fleet = scripted_fleet.Fleet(tmp_path, scripted_fleet.experiment())
+    fleet.lose("b")
+    for here, waits in ((4, True), (3, False), (0, False)):
+        host.expected = lambda devices, here=here: here  # type: ignore[method-assign, misc, assignment]
+        began_s = fleet.world.now_s
+        _gather(fleet.federation, [], host, resumed=False)
+        assert (fleet.world.now_s - began_s > 4.0) == waits
+    fleet.lose("c")
+    fleet.lose("d")
+    with pytest.raises(FleetError, match=r"round.quorum asks for 2"):
+        _gather(fleet.federation, [], host, resumed=False)
+
+
+def test_an_emulation_is_among_the_facts() -> None:
+    assert "emulation" not in run_facts(experiment(), "mosquitto", {})
+    told = run_facts(experiment(), "mosquitto", {"time_scale": 2.0})
+    assert told["emulation"] == {"time_scale": 2.0}
+
+
+def test_an_emulated_fleet_lives_as_its_host_says(tmp_path: Path) -> None:
+    """Time scale, waits and kills reach the exchange."""
+    settings = experiment()
+    dataset = datasets.load("digits", None)
+    spec = make_spec(settings, dataset)
+    waits = {"a": 2.0}
+    host = Host(
+        Broker("127.0.0.1", free_port(), "external"), time_scale=3.0, held_s=lambda c: waits[c]
+    )
+    host._killed.add("a")
+    link = MemoryLink(MemoryBroker(), "server")
+    mailbox = ServerMailbox(link, "fed", Ledger())
+    life = assemble(settings, spec, dataset, host, mailbox, "s", tmp_path, OWN).exchange._life
+    assert life.clock_of("a", lambda: 12.0)() == 30.0
+    assert set(life.killed()) == {"a"} and not life.killed()

@@ -128,7 +128,7 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     packed = msgpack.packb({"version": 1})
-    with pytest.raises(DataError, match="version 1, this release reads 5"):
+    with pytest.raises(DataError, match="version 1, this release reads 6"):
         State.from_bytes(digest(packed) + packed)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker_server.books.agreement import Comparison
+from broker_server.capacity import Limit
 from broker_server.record import BytesRow, ClientRound, Device, RoundRecord, Side, printable
 from broker_server.store import Store
 from edge_runtime.errors import ConfigError, DataError
@@ -87,10 +88,14 @@ def client_rounds(draw: st.DrawFn, name: str) -> ClientRound:
         samples=draw(COUNTS),
         device_accuracy=draw(NUMBERS),
         telemetry=draw(st.dictionaries(WORDS, NUMBERS, max_size=3)),
-        status=draw(st.sampled_from(["ok", "late", "failed", "gone", "rejected"])),
+        status=draw(st.sampled_from(["ok", "late", "failed", "killed", "gone", "rejected"])),
         detail=draw(WORDS),
         codec=draw(WORDS),
         budget_bytes=draw(COUNTS),
+        asked=draw(COUNTS),
+        capacity=draw(COUNTS),
+        limit=draw(st.sampled_from(get_args(Limit))),
+        why=draw(WORDS),
     )
 
 
@@ -98,7 +103,10 @@ def client_rounds(draw: st.DrawFn, name: str) -> ClientRound:
 def devices(draw: st.DrawFn, name: str) -> Device:
     samples, test_samples, memory = draw(COUNTS), draw(COUNTS), draw(COUNTS)
     cores = draw(st.floats(allow_infinity=False, allow_nan=False))
-    return Device(name, samples, test_samples, draw(WORDS), draw(WORDS), cores, memory, draw(WORDS))
+    trainer, machine, version, board, link = (draw(WORDS) for _ in range(5))
+    return Device(
+        name, samples, test_samples, trainer, machine, cores, memory, version, board, link
+    )
 
 
 @st.composite

@@ -42,9 +42,12 @@ def test_a_device_says_who_it_is(stage: Stage) -> None:
             memory_available_bytes=hello.memory_available_bytes,
             version=hello.version,
             link="",
+            board="",
+            memory_kills=hello.memory_kills,
             codecs=known_codecs(),
             held=[],
         )
+        assert hello.memory_kills >= -1
         assert hello.cores > 0 and hello.memory_available_bytes > 0 and hello.version
         stage.welcome()
         stage.say(Stop("s", "the run is complete"))

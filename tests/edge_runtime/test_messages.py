@@ -27,6 +27,7 @@ from edge_runtime.protocol.messages import (
     Chunk,
     Failed,
     Fetch,
+    Hello,
     Holding,
     Message,
     Moved,
@@ -77,6 +78,7 @@ _PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     Want: st.builds(Want, _digests, st.integers(0, 2**63 - 1), _counts),
 }
 _SPECIAL: dict[type, dict[str, st.SearchStrategy[Any]]] = {
+    Hello: {"memory_kills": st.integers(-1, 2**63 - 1)},
     Welcome: {"chunk_bytes": st.integers(MIN_CHUNK_BYTES, CHUNK_BYTES)},
     Chunk: {"index": st.integers(0, 2**63 - 1), "data": st.binary(max_size=40)},
 }
@@ -137,13 +139,20 @@ def test_the_version_is_that_of_the_fields() -> None:
     """Whoever changes a message, its fields or their order gives `VERSION` another number."""
     classes = [*TYPES, BlobRef, Artifact, Moved, Want]
     spelt = [(cls.__name__, [(item.name, item.type) for item in fields(cls)]) for cls in classes]
-    assert (VERSION, digest(repr(spelt).encode()).hex()[:8]) == (3, "c3092e43")
+    assert (VERSION, digest(repr(spelt).encode()).hex()[:8]) == (4, "4e6bdda2")
 
 
 def test_a_type_travels_as_its_place_in_the_list() -> None:
     for number, cls in enumerate(TYPES):
         assert msgpack.unpackb(pack(EXAMPLES[cls]))[:2] == [VERSION, number]
     assert refused(msgpack.packb([VERSION, len(TYPES), ""])) == "unknown"
+
+
+def test_memory_kills_may_be_unknown() -> None:
+    for kills in (-1, 0, 2**63 - 1):
+        hello = unpack(spoilt(HELLO, "memory_kills", kills))
+        assert isinstance(hello, Hello) and hello.memory_kills == kills
+    assert refused(spoilt(HELLO, "memory_kills", -2)) == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -267,14 +276,14 @@ def test_same_work() -> None:
 # What the examples take, and a little more. Whoever adds a field sees here what it costs.
 MOST_BYTES = {
     "Rollcall": 20,
-    "Hello": 212,
+    "Hello": 226,
     "Welcome": 26,
     "Reject": 71,
     "Assign": 420,
     "Holding": 59,
     "Fetch": 46,
     "Chunk": 537,
-    "Report": 630,
+    "Report": 979,
     "Failed": 69,
     "Received": 22,
     "Gone": 19,
@@ -295,7 +304,7 @@ def test_work_and_report_grow_slowly_with_the_experts(count: int) -> None:
     experts = list(range(count))
     assert len(pack(assign(experts))) <= 286 + 63 * count
     assert len(pack(assign(experts, frames=3))) - len(pack(assign(experts))) == 2 * 24 * (count + 2)
-    assert len(pack(report(experts))) <= 527 + 51 * count
+    assert len(pack(report(experts))) <= 877 + 51 * count
 
 
 def test_the_example_report_has_the_telemetry_that_devices_send() -> None:

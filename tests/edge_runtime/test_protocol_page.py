@@ -38,7 +38,7 @@ def test_the_tables_of_messages() -> None:
         )
         for cls, number in numbers.items()
     } == {name: (number, list(fields)) for name, (number, fields) in SCHEMA.items()}
-    assert messages.VERSION == 3 and "**version 3**" in PAGE
+    assert messages.VERSION == 4 and "**version 4**" in PAGE
 
 
 def test_the_table_of_limits() -> None:

@@ -605,7 +605,7 @@ def test_a_transfer_that_stops_in_between_says_so() -> None:
 
 
 def test_topics_that_the_broker_refuses_are_told_at_once(stage: Stage) -> None:
-    stage.world.broker = broker = MemoryBroker(refuses=f"fm3/{FEDERATION}/b/#")
+    stage.world.broker = broker = MemoryBroker(refuses=f"fm4/{FEDERATION}/b/#")
     for link in (stage.server_link, stage.link):
         link._broker = broker
         link.restore()
@@ -618,7 +618,7 @@ def test_topics_that_the_broker_refuses_are_told_at_once(stage: Stage) -> None:
         failed = yield from stage.hear(Failed)
         assert stage.world.now_s - began_s < 2
         assert failed.reason.startswith(
-            f"the broker refuses the subscription to fm3/{FEDERATION}/b/"
+            f"the broker refuses the subscription to fm4/{FEDERATION}/b/"
         )
         assert failed.reason.endswith("; check its access rules")
         yield from say_stop(stage)

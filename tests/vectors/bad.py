@@ -44,8 +44,8 @@ def _messages(good: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
 
     return [
         ("no bytes", b""),
-        ("a map, not an array", msgpack.packb({"version": 3})),
-        ("version 2", changed(received, 0, 2)),
+        ("a map, not an array", msgpack.packb({"version": 4})),
+        ("version 3", changed(received, 0, 3)),
         ("a version that is a bool", changed(received, 0, True)),
         ("an unknown type", changed(received, 1, 14)),
         ("a field too few", msgpack.packb(received[:-1])),
@@ -61,9 +61,10 @@ def _messages(good: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
         ("text where bytes belong", changed(fetch, 2, [["d" * 16, 0, 1]])),
         ("a part with a field too many", changed(fetch, 2, [[b"\1" * 16, 0, 1, 0]])),
         ("a list of 4097", changed(hello, 5, [1] * 4097)),
+        ("memory kills below -1", changed(hello, 14, -2)),
         ("an array that does not end", by_type["Received"][:-1]),
         ("a byte after the array", by_type["Received"] + b"\0"),
-        ("an array that claims 2^32 - 1 items", b"\xdd\xff\xff\xff\xff\x03"),
+        ("an array that claims 2^32 - 1 items", b"\xdd\xff\xff\xff\xff\x04"),
         ("a number that is not finite", nan),
     ]
 

@@ -37,7 +37,7 @@ def message(payload: bytes, known: Schema) -> list[str]:
     name, (_, fields) = next((n, f) for n, f in known.items() if f[0] == number)
     at, size = _array_head(payload, 0)
     dump.add(0, at, f"array of {size}")
-    dump.add(at, at + 1, "version 3")
+    dump.add(at, at + 1, "version 4")
     dump.add(at + 1, at + 2, f"type {number}: {name}")
     at += 2
     for field, kind in fields:

@@ -37,7 +37,7 @@ def digest(data: bytes) -> bytes:
 
 
 def chunk_topic(federation: str, name: bytes, index: int) -> str:
-    return f"fm3/{federation}/b/{base64.urlsafe_b64encode(name[:6]).decode()}/{index}"
+    return f"fm4/{federation}/b/{base64.urlsafe_b64encode(name[:6]).decode()}/{index}"
 
 
 def read(data: bytes, at: int = 0) -> tuple[Any, int]:
@@ -95,7 +95,7 @@ def read_message(payload: bytes, known: Schema) -> tuple[str, dict[str, Any]]:
     check(len(payload) <= 278_528, "too long")
     raw, end = read(payload)
     check(end == len(payload) and isinstance(raw, list) and len(raw) > 1, "no message")
-    check(type(raw[0]) is int and raw[0] == 3, "another version")
+    check(type(raw[0]) is int and raw[0] == 4, "another version")
     names = [name for name, (number, _) in known.items() if number == raw[1] and number >= 0]
     check(type(raw[1]) is int and len(names) == 1, "an unknown type")
     return names[0], _fields(raw[2:], names[0], known)
@@ -119,6 +119,8 @@ def _within_limits(name: str, fields: dict[str, Any]) -> bool:
         return False
     if any(len(digest) != 16 for digest in held):
         return False
+    if name == "Hello":
+        return int(fields["memory_kills"]) >= -1
     if name == "Welcome":
         return 4096 <= int(fields["chunk_bytes"]) <= 262_144
     if name == "Chunk":

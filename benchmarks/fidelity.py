@@ -61,7 +61,8 @@ def default_specs() -> dict[str, Spec]:
 
 def named_specs(names: Sequence[str]) -> dict[str, Spec]:
     """From ``BOARD`` or ``BOARD+LINK``."""
-    return {name: Spec(*name.split("+", 1)) for name in names}
+    parts = {name: name.partition("+") for name in names}
+    return {name: Spec(board, link) for name, (board, _, link) in parts.items()}
 
 
 def plans_of(
@@ -129,6 +130,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="[default: 4]")
     parser.add_argument("--time-scale", type=float, default=1.0, metavar="T", help="[default: 1]")
     options = parser.parse_args()
+    if not options.seconds > 0:
+        parser.error("--seconds: expected a number above 0")
     specs = named_specs(options.profile) if options.profile else default_specs()
     try:
         host = calibration.of_this_host()

@@ -168,8 +168,8 @@ def plan_emulation(experiment: Experiment) -> Emulation:
     lacking = missing(abilities)
     if lacking and settings.enforce == "strict":
         raise EmulationError(
-            f"the boards cannot be enforced on this host: {'; '.join(lacking)}; see flexmoe doctor, "
-            'or set emulation.enforce = "best-effort" to run without'
+            f"this host cannot enforce the boards: {'; '.join(lacking)}; see flexmoe doctor, or "
+            'set emulation.enforce = "best-effort" to run without'
         )
     return Emulation(experiment, plans, host, abilities)
 

@@ -38,7 +38,8 @@ MODEL = Path("/proc/device-tree/model")  # boards with a device tree say here wh
 # 7-zip's rating is the mean of compressing and decompressing; so is ours. Its MIPS over our 10^6
 # bytes a second, each by the CPU time of one thread: medians of turns of `7z b -mmt1` (7-zip 26.02,
 # column R/U MIPS) and of `_compress`, `_decompress` one after the other, on an AMD EPYC (Zen 5)
-# with liblzma 5.4.1. liblzma 5.6 and later decompress faster on x86-64, and seem so by the most.
+# with liblzma 5.4.1. liblzma 5.6 and later decompress faster on x86-64: they make a host seem a
+# little faster than 7-zip would.
 _COMPRESSING = 720.0
 _DECOMPRESSING = 56.2
 _LEAST_SPANS = 2

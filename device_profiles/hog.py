@@ -5,8 +5,8 @@
     cpu N                                     N processes that never rest
     memory BYTES                              touch memory until the kernel ends it, at most so much
     send HOST PORT SECONDS BUFFER [SHAPE]     send as fast as it goes
-    receive HOST PORT SECONDS BUFFER [SHAPE]  take what comes; print [seconds, bytes so far] of each
-                                              arrival as JSON
+    receive HOST PORT SECONDS BUFFER [SHAPE]  take what comes for so long; print [seconds, bytes so
+                                              far] of each arrival as JSON
 
 Started by path and with ``-I -S``, so that it needs nothing but the interpreter. With a SHAPE, to
 be emulated in user space, it is started as a module.
@@ -23,7 +23,8 @@ import time
 READY = "ready"
 _PIECE_BYTES = 1024 * 1024
 _READ_BYTES = 64 * 1024
-_CONNECT_S = 30.0
+WAIT_S = 120.0
+"""For a connection, and for the first bytes."""
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +63,7 @@ def _transfer(sends: bool, arguments: list[str]) -> int:
 
         relay = Relay(host, port, Shape.parse(arguments[4]))
         host, port = relay.host, relay.port
-    with socket.create_connection((host, port), _CONNECT_S) as sock:
+    with socket.create_connection((host, port), WAIT_S) as sock:
         if sends:
             send(sock, seconds, buffer_bytes)
         else:
@@ -71,22 +72,28 @@ def _transfer(sends: bool, arguments: list[str]) -> int:
 
 
 def send(sock: socket.socket, seconds: float, buffer_bytes: int) -> None:
-    """Send as fast as the socket takes it, with little on the way: a slow link must end soon."""
+    """Send as fast as the socket takes it, until the other end has enough.
+
+    It has so when bytes came for `seconds`. Little is on the way: a slow link must end soon.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
-    piece, until_s = bytes(_READ_BYTES), time.monotonic() + seconds
+    piece, until_s = bytes(_READ_BYTES), time.monotonic() + WAIT_S + seconds
     while (left_s := until_s - time.monotonic()) > 0:
         sock.settimeout(left_s)
         try:
             sock.send(piece)
-        except OSError:  # timed out, or the other end has seen enough
+        except OSError:
             return
 
 
 def receive(sock: socket.socket, seconds: float) -> list[tuple[float, int]]:
-    """Each arrival: seconds since the start, bytes so far."""
-    began_s = time.monotonic()
-    arrivals, total_bytes = [], 0
-    while (left_s := began_s + seconds - time.monotonic()) > 0:
+    """Each arrival: seconds since the first one, bytes so far.
+
+    The first may take long: what another transfer has left in a slow link's queue comes before.
+    """
+    arrivals: list[tuple[float, int]] = []
+    began_s, total_bytes, until_s = 0.0, 0, time.monotonic() + WAIT_S
+    while (left_s := until_s - time.monotonic()) > 0:
         sock.settimeout(left_s)
         try:
             data = sock.recv(_READ_BYTES)
@@ -94,8 +101,11 @@ def receive(sock: socket.socket, seconds: float) -> list[tuple[float, int]]:
             break
         if not data:
             break
+        now_s = time.monotonic()
+        if not arrivals:
+            began_s, until_s = now_s, now_s + seconds
         total_bytes += len(data)
-        arrivals.append((time.monotonic() - began_s, total_bytes))
+        arrivals.append((now_s - began_s, total_bytes))
     return arrivals
 
 

@@ -29,12 +29,14 @@ _SCRIPT = Path(hog.__file__)
 _START_S = 30.0
 _POLL_S = 0.01
 _SETTLE_PERIODS = 5
+# What a quota of 1 ms owes for a tick that came late is paid in up to ten periods of rest.
 _REST_PERIODS = 12
 _REST_S = 0.004
 _LOOK_S = 0.0005
+# Undisturbed: the quota ended so many of the periods, and the windows differ by no more than this.
 _HELD = 0.9
 _STEADY = 0.05
-_SKIPPED = 0.25
+_SKIPPED = 0.25  # of a transfer: the bucket is full when it starts
 _BUFFER_S = 0.25
 _LEAST_BUFFER_BYTES = 8 * 1024
 _MIB_S = 0.02  # a MiB of memory is touched in far less
@@ -132,12 +134,10 @@ class Transfer:
         """
         rate_bps = shape.up_bps if direction == "up" else shape.down_bps
         self._direction = direction
-        self._delay_s = shape.delay_s
         self._seconds = seconds
         self._buffer_bytes = max(_LEAST_BUFFER_BYTES, int(_BUFFER_S * rate_bps / 8))
         self._arrivals: Sequence[tuple[float, int]] = []
         self._listener = socket.create_server((host, 0))
-        self._listener.settimeout(_START_S)
         port = self._listener.getsockname()[1]
         command = _command(
             relayed,
@@ -170,11 +170,11 @@ class Transfer:
                 if self._direction == "up":
                     self._arrivals = hog.receive(peer, self._seconds)
                 else:
-                    hog.send(peer, self._seconds + 2 * self._delay_s, self._buffer_bytes)
+                    hog.send(peer, self._seconds, self._buffer_bytes)
 
     def _accept(self) -> socket.socket:
         """The child's connection; `OSError` if it has ended or is too late."""
-        until_s = time.monotonic() + _START_S
+        until_s = time.monotonic() + hog.WAIT_S
         self._listener.settimeout(10 * _POLL_S)
         while True:
             try:
@@ -185,7 +185,7 @@ class Transfer:
 
     def _told(self) -> Sequence[tuple[float, int]]:
         """What the child says that it has received."""
-        until_s = time.monotonic() + _START_S
+        until_s = time.monotonic() + _START_S  # its end of the connection is closed already
         while self._child.poll() is None and time.monotonic() < until_s:
             time.sleep(_POLL_S)
         try:

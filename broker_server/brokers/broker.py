@@ -83,9 +83,7 @@ class Broker:
         self.stop()
 
 
-def open_broker(
-    choice: str, port: int | None, directory: Path, host: str = LOOPBACK
-) -> Broker:
+def open_broker(choice: str, port: int | None, directory: Path, host: str = LOOPBACK) -> Broker:
     """The broker that `choice` names, answering.
 
     ``auto`` starts mosquitto if there is one, else amqtt; ``mosquitto`` and ``amqtt`` start that

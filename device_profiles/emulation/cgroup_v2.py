@@ -162,8 +162,6 @@ def _limit(group: V2Group, limits: GroupLimits) -> None:
         files.put(folder / "memory.max", str(limits.memory_bytes))
         if (folder / _SWAP).exists():
             files.put(folder / _SWAP, "0")
-        # A device of which a part is dead is dead.
-        files.put(folder / "memory.oom.group", "1")
     if limits.pids is not None:
         files.put(folder / "pids.max", str(limits.pids))
 

@@ -140,7 +140,6 @@ class Network:
 
 def _make_pair(pair: _Pair) -> Sequence[str]:
     """The commands of `ip` that make a pair; the host's end is up then."""
-    quiet = _no_ipv6()
     host_end, device_end = (
         f"address {mac} mtu 1500" + ("" if has_offload(pair.shape, rate) else " gso_max_segs 1")
         for mac, rate in ((_HOST_MAC, pair.shape.down_bps), (_DEVICE_MAC, pair.shape.up_bps))
@@ -148,7 +147,7 @@ def _make_pair(pair: _Pair) -> Sequence[str]:
     return (
         f"link add {pair.interface} {host_end} type veth "
         f"peer name {DEVICE_INTERFACE} {device_end} netns {pair.namespace}",
-        f"link set dev {pair.interface} {quiet} up",
+        *_up(pair.interface),
     )
 
 
@@ -161,7 +160,7 @@ def _connect(host: ipaddress.IPv4Address, addresses: Mapping[_Pair, ipaddress.IP
     for pair, device in addresses.items():
         lines = [
             "link set dev lo up",
-            f"link set dev {DEVICE_INTERFACE} {_no_ipv6()} up",
+            *_up(DEVICE_INTERFACE),
             *_address(DEVICE_INTERFACE, device, host, _HOST_MAC),
         ]
         run_batch("ip", lines, pair.namespace)
@@ -176,9 +175,11 @@ def _address(
     )
 
 
-def _no_ipv6() -> str:
-    """An option that keeps IPv6 from configuring an interface, where the kernel has IPv6."""
-    return "addrgenmode none" if Path("/proc/sys/net/ipv6").exists() else ""
+def _up(interface: str) -> Sequence[str]:
+    """The commands that set an interface up; IPv6, where the kernel has it, must not configure it,
+    and has to be told before."""
+    quiet = [f"link set dev {interface} addrgenmode none"]
+    return [*(quiet if Path("/proc/sys/net/ipv6").exists() else []), f"link set dev {interface} up"]
 
 
 def _read_interfaces(text: str) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -41,6 +41,8 @@ class Wanted:
 class Testbed:
     """Makes the places, and removes all of it on `close`. A context manager."""
 
+    __test__ = False  # pytest takes every Test... for tests
+
     def __init__(
         self,
         wanted: Mapping[str, Wanted],

@@ -29,7 +29,6 @@ TEMPLATE = {
     "cpu.stat": "usage_usec 2500000",
     "memory.max": "max",
     "memory.swap.max": "max",
-    "memory.oom.group": "0",
     "pids.max": "max",
     "cpuset.cpus": "",
 }
@@ -93,7 +92,6 @@ def test_every_write_of_a_group(host: Host) -> None:
             ("cpu.max", "5000 10000"),
             ("memory.max", str(64 * MIB)),
             ("memory.swap.max", "0"),
-            ("memory.oom.group", "1"),
             ("pids.max", "20"),
         )
     ]

@@ -186,6 +186,8 @@ def test_what_exists_already_and_names_that_cannot_be(groups: Groups, tmp_path: 
             groups.create(name, GroupLimits())
     run = folders(group)[0].parent.name.removeprefix("flexmoe-")
     ours = [h for h in find_hierarchies() if str(h.version) in groups.kind]
+    if any(h.own.name.endswith("-self") for h in ours):
+        return  # we are in a leaf now, as in a container: another run goes below that
     with pytest.raises(EmulationError, match=rf"flexmoe-{run} exists already; flexmoe profiles"):
         open_groups(run, Belongings("other1", tmp_path), ours)
     assert all(folder.is_dir() for folder in folders(group))
@@ -237,7 +239,8 @@ def test_a_run_inside_of_a_group(groups: Groups, tmp_path: Path, end: str) -> No
             assert run.stdout.readline() == "[]\n"
             assert "outer" in run.stdout.readline()  # it is where it was
     assert eventually(lambda: members(outer) == set())
-    assert not [path for folder in folders(outer) for path in folder.glob("flexmoe-*")]
+    # On version 2 the run's processes are below: the janitor may still be at work.
+    assert eventually(lambda: not [p for f in folders(outer) for p in f.glob("flexmoe-*")])
     assert list((tmp_path / "inner").iterdir()) == []
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from device_profiles import board_entry, calibration
 from device_profiles.catalogue import boards, find_board, find_link, links, to_toml
+from device_profiles.emulation import belongings
 from device_profiles.host_figures import HostFigures
 from edge_runtime.cli import main
 from tests.test_rooms import ROOT, without_server_extra
@@ -178,6 +179,30 @@ def test_a_wrong_command_line_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     refused(capsys, *arguments)
+
+
+class Leftover:
+    """Stands for what a run has left, of which `left` cannot be removed."""
+
+    run = "abc123"
+
+    def __init__(self, left: list[str]) -> None:
+        self._left = left
+
+    def remove_all(self) -> list[str]:
+        return self._left
+
+
+def test_clean_says_what_it_removed_and_what_it_could_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Leftover] = []
+    monkeypatch.setattr(belongings, "find_leftovers", lambda: found)
+    assert said(capsys, "clean") == "nothing was left behind\n"
+    found.append(Leftover([]))
+    assert said(capsys, "clean") == "removed what the run abc123 had left\n"
+    found.append(Leftover(["group /sys/some: busy"]))
+    assert "cannot be removed: group /sys/some: busy;" in refused(capsys, "clean")
 
 
 def test_it_works_without_the_server_extra() -> None:

@@ -34,6 +34,11 @@ print("after", os.getpid(), os.environ.get(GUARD), os.getcwd(), *sys.argv[3:])
 """
 
 
+def _outside() -> dict[str, str]:
+    """Our environment as outside of a scope, wherever the tests run."""
+    return {name: value for name, value in os.environ.items() if name != GUARD}
+
+
 class User:
     """Runs `COMMAND` with our systemd-run first on the path."""
 
@@ -56,7 +61,7 @@ class User:
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             [sys.executable, "-X", "utf8", str(self.folder / "command.py"), *words],
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **env},
+            env={**_outside(), "PATH": path, "PYTHONPATH": str(ROOT), **env},
             cwd=self.folder,
             capture_output=True,
             text=True,

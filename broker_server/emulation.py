@@ -15,6 +15,7 @@ from broker_server.experiment import Experiment
 from device_profiles import calibration, fidelity
 from device_profiles.device_names import device_names
 from device_profiles.emulation.abilities import Abilities, find_abilities
+from device_profiles.emulation.network import LinkCounters
 from device_profiles.emulation.place import Place
 from device_profiles.emulation.testbed import Testbed, Wanted, enforcement, missing
 from device_profiles.fidelity import Fidelity
@@ -38,6 +39,7 @@ class Emulation:
     abilities: Abilities | None = None
     testbed: Testbed | None = None
     fidelity: list[Fidelity] = field(default_factory=list)
+    before: Mapping[str, LinkCounters] = field(default_factory=dict)  # what the check moved
 
     @property
     def broker_host(self) -> str:
@@ -54,9 +56,10 @@ class Emulation:
         return self.testbed.held_s(client) if self.testbed is not None else 0.0
 
     def check(self) -> None:
-        """Measure how close the places come to what was asked for."""
+        """Measure how close the places come to what was asked for, if the experiment wants it."""
         if self.testbed is not None and self.experiment.emulation.check:
             self.fidelity = fidelity.probe(self.plans, self.testbed)
+            self.before = self.testbed.counters()
 
     def fleet(self, shards: Mapping[str, Path], broker: Broker, directory: Path) -> Fleet:
         """The devices, each in its place."""
@@ -111,7 +114,8 @@ class Emulation:
                 name: round(waited, 3) for name, waited in self.testbed.waits().items() if waited
             }
             facts["interfaces"] = {
-                name: asdict(counters) for name, counters in self.testbed.counters().items()
+                name: asdict(counters.since(self.before.get(name)))
+                for name, counters in self.testbed.counters().items()
             }
         return facts
 

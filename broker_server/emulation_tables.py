@@ -55,7 +55,7 @@ def _lines(emulation: Mapping[str, Any]) -> list[str]:
     if waits is not None:
         total, most = sum(waits.values()), max(waits, key=waits.__getitem__, default="")
         said = "no device had to wait for this host's cores"
-        if total:
+        if total >= 0.05:
             said = (
                 f"{len(waits)} devices waited {total:.1f} s in all for this host's cores, {most} "
                 f"the longest, {waits[most]:.1f} s: that is in no figure of theirs"

@@ -45,6 +45,16 @@ class LinkCounters:
     down_bytes: int
     down_drops: int
 
+    def since(self, before: LinkCounters | None) -> LinkCounters:
+        """What was counted after `before`."""
+        if before is None:
+            return self
+        return LinkCounters(
+            self.up_bytes - before.up_bytes,
+            self.down_bytes - before.down_bytes,
+            self.down_drops - before.down_drops,
+        )
+
 
 @dataclass(frozen=True)
 class _Pair:

@@ -122,9 +122,7 @@ class Emulation:
     @property
     def not_enforced(self) -> Sequence[str]:
         """What of the boards nothing holds the devices to, with the reasons."""
-        if self.testbed is None:
-            return [NOTHING_ENFORCED]
-        return missing(self.abilities) if self.abilities is not None else []
+        return missing(self.abilities) if self.abilities is not None else [NOTHING_ENFORCED]
 
     @property
     def _own_broker(self) -> bool:

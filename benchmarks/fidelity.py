@@ -116,6 +116,8 @@ def to_text(rows: Mapping[str, Fidelity]) -> str:
                 lines.append(f"{label:24}{what:12}{cells}")
             label = ""
         lines.append(f"{'':24}{row.enforcement}")
+    if any(row.disturbed for row in rows.values()):
+        lines.append("*: disturbed by other load on this host: measure again when it is quiet")
     return "\n".join(lines)
 
 

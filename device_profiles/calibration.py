@@ -71,10 +71,16 @@ def of_this_host(cache: Path | None = None) -> HostFigures:
 
     A file that is damaged is measured anew; a folder that cannot be written is told in the log.
     """
-    path = (cache or cache_root()) / f"host-{_key()}.json"
     with contextlib.suppress(OSError, ValueError):
-        return HostFigures.from_record(json.loads(path.read_bytes()))
+        return HostFigures.from_record(json.loads(_path(cache).read_bytes()))
     figures = measure()
+    keep(figures, cache)
+    return figures
+
+
+def keep(figures: HostFigures, cache: Path | None = None) -> None:
+    """Let `of_this_host` tell these figures from now on."""
+    path = _path(cache)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,10 @@ def of_this_host(cache: Path | None = None) -> HostFigures:
         os.replace(part, path)
     except OSError as error:
         log.warning("this host's figures cannot be kept in %s (%s)", path, error.strerror or error)
-    return figures
+
+
+def _path(cache: Path | None) -> Path:
+    return (cache or cache_root()) / f"host-{_key()}.json"
 
 
 def best_span_s(work: Callable[[], object], seconds: float) -> float:

@@ -95,6 +95,7 @@ def _calibrate(options: argparse.Namespace) -> str:
     if options.entry is not None and not valid_name(options.entry):
         raise ConfigError(bad_name("board", options.entry))
     host = calibration.measure(options.seconds)
+    calibration.keep(host)
     memory_mib = psutil.virtual_memory().total / _MIB
     rows = [board_quotas.quotas_of(board, host, memory_mib) for board in boards().values()]
     model = calibration.board_model()

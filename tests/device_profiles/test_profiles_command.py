@@ -26,6 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(calibration, "measure", lambda seconds: HOST)
     monkeypatch.setattr(calibration, "board_model", lambda: "")
     monkeypatch.setenv("FLEXMOE_PROFILES", str(tmp_path / "profiles"))
+    monkeypatch.setenv("FLEXMOE_CACHE", str(tmp_path / "cache"))
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -94,6 +95,7 @@ def test_a_bad_file_is_told_in_one_line(capsys: pytest.CaptureFixture[str], tmp_
 
 def test_calibrate_says_what_stands_for_each_board(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "calibrate")
+    assert calibration.of_this_host() == HOST  # what a run goes by from now on
     assert "Some CPU" in text
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line[:1].isalpha()}
     assert set(boards()) <= set(lines)

@@ -22,13 +22,14 @@ from typing import Literal
 
 import psutil
 
-from device_profiles import calibration, fidelity
-from device_profiles.catalogue import boards, links
+from device_profiles.calibration import calibration
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.catalogue.profiles import boards, links
 from device_profiles.emulation.abilities import find_abilities
 from device_profiles.emulation.testbed import Testbed, Wanted
-from device_profiles.fidelity import Fidelity
-from device_profiles.fleet_plan import DevicePlan, plan_fleet
-from device_profiles.host_figures import HostFigures
+from device_profiles.fidelity import fidelity
+from device_profiles.fidelity.fidelity import Fidelity
+from device_profiles.fleet.fleet_plan import DevicePlan, plan_fleet
 from edge_runtime.errors import FlexmoeError
 
 OTHER_LINKS_WITH = "pi-zero-2w"

@@ -14,7 +14,7 @@ from broker_server.roster import KERNELS, Member, Roster
 from broker_server.seeds import derive_seed
 from broker_server.state import State
 from broker_server.work import Work
-from device_profiles.device_names import device_names
+from device_profiles.fleet.device_names import device_names
 from edge_runtime.artifact import pack_program
 from edge_runtime.contents import PROGRAM
 from edge_runtime.layout import ROLES

@@ -12,16 +12,17 @@ import psutil
 
 from broker_server.brokers.broker import CHOICES, LOOPBACK, Broker
 from broker_server.experiment import Experiment
-from device_profiles import calibration, fidelity
-from device_profiles.device_names import device_names
+from device_profiles.calibration import calibration
+from device_profiles.calibration.host_figures import HostFigures
 from device_profiles.emulation.abilities import Abilities, find_abilities
 from device_profiles.emulation.network import LinkCounters
 from device_profiles.emulation.place import Place
 from device_profiles.emulation.testbed import Testbed, Wanted, enforcement, missing
-from device_profiles.fidelity import Fidelity
-from device_profiles.fleet import Fleet, FleetSettings, Member
-from device_profiles.fleet_plan import DevicePlan, plan_fleet
-from device_profiles.host_figures import HostFigures
+from device_profiles.fidelity import fidelity
+from device_profiles.fidelity.fidelity import Fidelity
+from device_profiles.fleet.device_names import device_names
+from device_profiles.fleet.fleet import Fleet, FleetSettings, Member
+from device_profiles.fleet.fleet_plan import DevicePlan, plan_fleet
 from edge_runtime.errors import EmulationError
 from edge_runtime.program_cache import cache_root
 

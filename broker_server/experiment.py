@@ -26,7 +26,7 @@ from broker_server.field_types import (
 from broker_server.fleet_settings import Emulation, Fleets
 from broker_server.train_settings import Train
 from broker_server.wire_settings import Wire
-from device_profiles.device_names import number_of
+from device_profiles.fleet.device_names import number_of
 from device_profiles.partition import parse_scheme
 from edge_runtime.protocol.messages import MAX_ITEMS
 from edge_runtime.trainer import misfits

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from broker_server.field_types import MOST, Section
-from device_profiles.availability import parse_availability
+from device_profiles.fleet.availability import parse_availability
 from edge_runtime.errors import ConfigError
 from edge_runtime.trainers import MAX_THREADS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker_server.brokers.broker import Broker
-from device_profiles.fleet import Fleet
+from device_profiles.fleet.fleet import Fleet
 
 STOP_S = 5.0
 Figures = Callable[[], Mapping[str, Any]]

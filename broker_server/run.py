@@ -17,7 +17,7 @@ from broker_server.server import already_done, open_store, serve
 from broker_server.sink import Sink
 from broker_server.store import Store
 from device_profiles import datasets
-from device_profiles.fleet import Fleet
+from device_profiles.fleet.fleet import Fleet
 from device_profiles.shards import make_shards, write_shards
 from edge_runtime.errors import FlexmoeError
 

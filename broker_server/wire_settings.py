@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator
 
 from broker_server.field_types import MOST, Section
-from device_profiles.catalogue import LINKS
+from device_profiles.catalogue.profiles import LINKS
 from edge_runtime.codec import PRESETS, Preset, parse_coding
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.topics import valid_name

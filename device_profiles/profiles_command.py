@@ -12,10 +12,17 @@ from pathlib import Path
 
 import psutil
 
-from device_profiles import board_entry, board_quotas, calibration, profile_text
-from device_profiles.board import Board
-from device_profiles.catalogue import boards, find_board, find_link, links, to_toml
-from device_profiles.link_class import LINK_KEYS, LinkClass
+from device_profiles.calibration import board_entry, board_quotas, calibration
+from device_profiles.catalogue import profile_text
+from device_profiles.catalogue.board import Board
+from device_profiles.catalogue.link_class import LINK_KEYS, LinkClass
+from device_profiles.catalogue.profiles import (
+    boards,
+    find_board,
+    find_link,
+    links,
+    to_toml,
+)
 from edge_runtime.device_options import OneLineParser
 from edge_runtime.errors import ConfigError, EmulationError
 from edge_runtime.protocol.topics import bad_name, valid_name

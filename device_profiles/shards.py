@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_profiles.datasets import Dataset
-from device_profiles.device_names import device_names
+from device_profiles.fleet.device_names import device_names
 from device_profiles.partition import holdout, partition
 from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.shard import Shard

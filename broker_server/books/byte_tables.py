@@ -25,7 +25,7 @@ from broker_server.figures import (
     plain_table,
     titled,
 )
-from device_profiles.catalogue import PUBLISHED_LINKS
+from device_profiles.catalogue.profiles import PUBLISHED_LINKS
 from edge_runtime.protocol.ledger import CONNECTION, Direction
 
 MOST_DEVICES = 40

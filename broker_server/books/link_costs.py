@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from broker_server.books.link_bytes import LinkRound
 from broker_server.record import ClientRound, RoundRecord
-from device_profiles.catalogue import PUBLISHED_LINKS
-from device_profiles.link_class import Cost, LinkClass, cost
+from device_profiles.catalogue.link_class import Cost, LinkClass, cost
+from device_profiles.catalogue.profiles import PUBLISHED_LINKS
 
 _NOTHING = LinkRound(0, 0)
 

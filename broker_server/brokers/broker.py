@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from broker_server.brokers.broker_counters import Counted
-from device_profiles.process import ChildProcess, stop_all
+from device_profiles.fleet.process import ChildProcess, stop_all
 from edge_runtime.errors import BrokerError, ConfigError, FleetError
 from edge_runtime.protocol.messages import MAX_MESSAGE_BYTES
 from edge_runtime.transport.address import parse_address
@@ -261,6 +261,6 @@ def _mosquitto_config(host: str, port: int) -> str:
         "connection_messages false",
     ]
     if os.geteuid() == 0:
-        # Else root's mosquitto changes its user, and so slips its leash (device_profiles/leash.py).
+        # Else root's mosquitto changes its user, and so slips its leash (fleet/leash.py).
         lines.append("user root")
     return "\n".join(lines) + "\n"

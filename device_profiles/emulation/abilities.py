@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
+from device_profiles.calibration.quota import PERIOD_US, CpuQuota
 from device_profiles.emulation.belongings import Belongings, make_run_token
 from device_profiles.emulation.group import Controller, Group, GroupLimits, Groups
 from device_profiles.emulation.groups import open_groups
 from device_profiles.emulation.network import NetworkAbilities, can_shape
-from device_profiles.process import LEASH
-from device_profiles.quota import PERIOD_US, CpuQuota
+from device_profiles.fleet.process import LEASH
 from edge_runtime.errors import EmulationError
 
 OK = "OK"

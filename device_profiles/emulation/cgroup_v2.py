@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from device_profiles.calibration.quota import CpuQuota
 from device_profiles.emulation import control_files as files
 from device_profiles.emulation import sweep
 from device_profiles.emulation.belongings import Belongings
@@ -18,7 +19,6 @@ from device_profiles.emulation.group import (
     check_quota,
     refuse_missing,
 )
-from device_profiles.quota import CpuQuota
 from edge_runtime.cgroup import Usage, usage_of
 from edge_runtime.errors import EmulationError
 

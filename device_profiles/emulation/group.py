@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from device_profiles.quota import LEAST_QUOTA_US, MOST_PERIOD_US, CpuQuota
+from device_profiles.calibration.quota import LEAST_QUOTA_US, MOST_PERIOD_US, CpuQuota
 from edge_runtime.cgroup import Usage
 from edge_runtime.errors import EmulationError
 

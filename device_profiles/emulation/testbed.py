@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_profiles.calibration.quota import CpuQuota
 from device_profiles.emulation.abilities import Abilities
 from device_profiles.emulation.belongings import Belongings, make_run_token
 from device_profiles.emulation.groups import Group, GroupLimits, Groups, open_groups
@@ -16,7 +17,6 @@ from device_profiles.emulation.janitor import Janitor
 from device_profiles.emulation.network import LinkCounters, Network
 from device_profiles.emulation.place import Place
 from device_profiles.emulation.turnstile import Turnstile
-from device_profiles.quota import CpuQuota
 from edge_runtime.cgroup import Usage
 from edge_runtime.errors import EmulationError
 from edge_runtime.transport.shape import Shape

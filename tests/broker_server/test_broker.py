@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker_server.brokers import broker as broker_module
 from broker_server.brokers.broker import Broker, free_port, open_broker, serve
-from device_profiles.process import ChildProcess
+from device_profiles.fleet.process import ChildProcess
 from edge_runtime.errors import BrokerError, ConfigError
 from edge_runtime.protocol.messages import MAX_MESSAGE_BYTES
 from edge_runtime.transport.address import parse_address

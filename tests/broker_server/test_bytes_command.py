@@ -21,7 +21,7 @@ from broker_server.books.link_bytes import link_rows
 from broker_server.cli import main
 from broker_server.record import RoundRecord
 from broker_server.store import Store
-from device_profiles.catalogue import PUBLISHED_LINKS
+from device_profiles.catalogue.profiles import PUBLISHED_LINKS
 from edge_runtime.errors import ConfigError, DataError
 from tests.broker_server.sample_records import round_record
 

@@ -14,7 +14,7 @@ from broker_server.assignment import POLICIES
 from broker_server.config import load_experiment, to_toml
 from broker_server.experiment import Data, Experiment, Model
 from broker_server.load import Balance
-from device_profiles.catalogue import LINKS
+from device_profiles.catalogue.profiles import LINKS
 from edge_runtime.codec import PRESETS, Preset
 from edge_runtime.errors import ConfigError
 

@@ -11,8 +11,8 @@ from broker_server import emulation
 from broker_server.emulation import Emulation, opened, plan_emulation
 from broker_server.emulation_tables import emulation_tables
 from broker_server.experiment import Experiment
+from device_profiles.calibration.host_figures import HostFigures
 from device_profiles.emulation.abilities import Abilities
-from device_profiles.host_figures import HostFigures
 from edge_runtime.errors import EmulationError
 
 HOST = HostFigures("test", "x86_64", 2, "avx2", 4000.0, 100.0, 10_000.0)

@@ -21,8 +21,8 @@ from broker_server.figures import human_bytes, human_joules, human_seconds
 from broker_server.record import BytesRow, RoundRecord
 from broker_server.report import write_report
 from broker_server.tables import render
-from device_profiles.catalogue import PUBLISHED_LINKS
-from device_profiles.link_class import cost
+from device_profiles.catalogue.link_class import cost
+from device_profiles.catalogue.profiles import PUBLISHED_LINKS
 from edge_runtime.errors import DataError
 from tests.broker_server.sample_records import (
     client_round,

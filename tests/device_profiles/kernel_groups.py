@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from device_profiles.emulation.group import Group
-from device_profiles.process import LEASH
+from device_profiles.fleet.process import LEASH
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [sys.executable, "-I", "-S", "-c"]

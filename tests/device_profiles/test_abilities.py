@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from device_profiles.calibration.quota import CpuQuota
 from device_profiles.emulation import abilities as module
 from device_profiles.emulation.abilities import Abilities, find_abilities, lines
 from device_profiles.emulation.belongings import Belongings, find_leftovers
@@ -15,7 +16,6 @@ from device_profiles.emulation.control_files import find_hierarchies
 from device_profiles.emulation.group import Controller, GroupLimits, Kind
 from device_profiles.emulation.groups import Groups, open_groups
 from device_profiles.emulation.network import NetworkAbilities
-from device_profiles.quota import CpuQuota
 from edge_runtime.cgroup import Usage
 from edge_runtime.errors import EmulationError
 

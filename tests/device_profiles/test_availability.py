@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_profiles.availability import Availability, Change, parse_availability
+from device_profiles.fleet.availability import Availability, Change, parse_availability
 from edge_runtime.errors import ConfigError
 
 At = Callable[[float], bool]

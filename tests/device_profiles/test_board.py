@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_profiles.board import ARCHITECTURES, BOARD_KEYS, Board
-from device_profiles.figure import Figure
-from device_profiles.profile_file import read_board, to_toml
+from device_profiles.catalogue.board import ARCHITECTURES, BOARD_KEYS, Board
+from device_profiles.catalogue.figure import Figure
+from device_profiles.catalogue.profile_file import read_board, to_toml
 from edge_runtime.errors import ConfigError
 
 LINES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles import calibration
-from device_profiles.host_figures import HostFigures
+from device_profiles.calibration import calibration
+from device_profiles.calibration.host_figures import HostFigures
 from edge_runtime.cgroup import Limits
 
 HOST = HostFigures("Some CPU", "x86_64", 2, "avx2", 4000.0, 100.0, 9000.0)

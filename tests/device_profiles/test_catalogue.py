@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles.board import Board
-from device_profiles.catalogue import (
+from device_profiles.catalogue.board import Board
+from device_profiles.catalogue.profiles import (
     LINKS,
     PUBLISHED_LINKS,
     boards,
@@ -22,7 +22,7 @@ from device_profiles.catalogue import (
 from edge_runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-OURS = ROOT / "device_profiles" / "profiles"
+OURS = ROOT / "device_profiles" / "catalogue"
 SUPPORTED = {
     *("pi-zero-2w", "pi-3b-plus", "pi-4b", "pi-5", "imx8m-mini", "jetson-nano"),
     *("beaglebone-ai-64", "n100"),
@@ -187,7 +187,7 @@ from pathlib import Path
 read = []
 open_ = Path.open
 Path.open = lambda self, *rest, **more: read.append(self.parent.name) or open_(self, *rest, **more)
-from device_profiles import catalogue
+from device_profiles.catalogue.profiles import profiles as catalogue
 assert catalogue.LINKS and read == ["links"] * 7, read
 catalogue.find_board("pi-4b"), catalogue.find_board("pi-5"), catalogue.links()
 print(read.count("links"), read.count("boards"))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_profiles.calibration.quota import LEAST_CORES, CpuQuota, of_cores
 from device_profiles.emulation.belongings import Belongings
 from device_profiles.emulation.cgroup_v1 import V1Group, V1Groups, open_v1
 from device_profiles.emulation.control_files import Hierarchy
 from device_profiles.emulation.group import GroupLimits
-from device_profiles.quota import LEAST_CORES, CpuQuota, of_cores
 from edge_runtime.errors import EmulationError
 from tests.device_profiles.control_tree import ControlTree
 

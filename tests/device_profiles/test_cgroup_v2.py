@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from device_profiles.calibration.quota import CpuQuota, of_cores
 from device_profiles.emulation.belongings import Belongings
 from device_profiles.emulation.cgroup_v2 import V2Groups, open_v2
 from device_profiles.emulation.control_files import Hierarchy
 from device_profiles.emulation.group import GroupLimits
-from device_profiles.quota import CpuQuota, of_cores
 from edge_runtime.errors import EmulationError
 from tests.device_profiles.control_tree import ControlTree
 

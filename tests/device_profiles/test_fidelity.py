@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_profiles import fidelity, hog_runs
-from device_profiles.availability import parse_availability
-from device_profiles.catalogue import find_board, find_link
+from device_profiles.calibration.quota import CpuQuota, of_cores
+from device_profiles.catalogue.profiles import find_board, find_link
 from device_profiles.emulation.abilities import Abilities, find_abilities
 from device_profiles.emulation.group import Group
 from device_profiles.emulation.testbed import Testbed, Wanted
-from device_profiles.fidelity import Fidelity
-from device_profiles.fleet_plan import DevicePlan
-from device_profiles.hog_runs import Got, Transfer, cpu_share, steady_rate, transfer_s
-from device_profiles.quota import CpuQuota, of_cores
+from device_profiles.fidelity import fidelity, hog_runs
+from device_profiles.fidelity.fidelity import Fidelity
+from device_profiles.fidelity.hog_runs import Got, Transfer, cpu_share, steady_rate, transfer_s
+from device_profiles.fleet.availability import parse_availability
+from device_profiles.fleet.fleet_plan import DevicePlan
 from edge_runtime.cgroup import Usage
 from edge_runtime.transport.shape import Shape
 

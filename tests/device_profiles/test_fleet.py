@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_profiles.availability import Change
-from device_profiles.fleet import Fleet, FleetSettings, Member
+from device_profiles.fleet.availability import Change
+from device_profiles.fleet.fleet import Fleet, FleetSettings, Member
 from edge_runtime.errors import FleetError
 from edge_runtime.shard import Shard
 

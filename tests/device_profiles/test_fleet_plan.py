@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles.catalogue import find_board, find_link
-from device_profiles.device_names import device_names, number_of
-from device_profiles.fleet_plan import NEEDED_MIB, DevicePlan, Leave, plan_fleet
-from device_profiles.host_figures import HostFigures
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.catalogue.profiles import find_board, find_link
+from device_profiles.fleet.device_names import device_names, number_of
+from device_profiles.fleet.fleet_plan import NEEDED_MIB, DevicePlan, Leave, plan_fleet
 from edge_runtime.errors import ConfigError, EmulationError, FlexmoeError
 
 HOST = HostFigures(

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from device_profiles.calibration.quota import CpuQuota, of_cores
 from device_profiles.emulation.belongings import Belongings, make_run_token
 from device_profiles.emulation.control_files import find_hierarchies
 from device_profiles.emulation.groups import Group, GroupLimits, Groups, open_groups
-from device_profiles.quota import CpuQuota, of_cores
 from edge_runtime.errors import EmulationError
 from tests.device_profiles.kernel_groups import (
     HOG,
@@ -201,7 +201,7 @@ from device_profiles.emulation.belongings import Belongings
 from device_profiles.emulation.control_files import find_hierarchies
 from device_profiles.emulation.groups import GroupLimits, open_groups
 from device_profiles.emulation.janitor import Janitor
-from device_profiles.quota import of_cores
+from device_profiles.calibration.quota import of_cores
 from edge_runtime.errors import EmulationError
 from tests.device_profiles.kernel_groups import SLEEPER, start_and_wait
 token, notes, version, end = sys.argv[1:]

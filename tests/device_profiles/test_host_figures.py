@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_profiles.host_figures import HostFigures
+from device_profiles.calibration.host_figures import HostFigures
 
 RATES = st.floats(min_value=1e-3, max_value=1e9)
 HOSTS = st.builds(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles.process import LEASH, ChildProcess
+from device_profiles.fleet.process import LEASH, ChildProcess
 from edge_runtime.errors import FleetError
 
 Eventually = Callable[[Callable[[], bool]], bool]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_profiles.catalogue import LINKS, PUBLISHED_LINKS
-from device_profiles.figure import Figure
-from device_profiles.link_class import LINK_KEYS, Cost, LinkClass, cost
-from device_profiles.profile_file import read_link, to_toml
+from device_profiles.catalogue.figure import Figure
+from device_profiles.catalogue.link_class import LINK_KEYS, Cost, LinkClass, cost
+from device_profiles.catalogue.profile_file import read_link, to_toml
+from device_profiles.catalogue.profiles import LINKS, PUBLISHED_LINKS
 from edge_runtime.errors import ConfigError
 
 SIZES = st.integers(0, 2**40)

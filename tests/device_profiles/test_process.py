@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from device_profiles.process import LEASH, ChildProcess, stop_all
+from device_profiles.fleet.process import LEASH, ChildProcess, stop_all
 from edge_runtime.errors import FleetError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path, eventually: Eventuall
 PARENT = """
 import sys, time
 from pathlib import Path
-from device_profiles.process import ChildProcess
+from device_profiles.fleet.process import ChildProcess
 argv = [sys.executable, "-c", "import time; time.sleep(600)"]
 children = [ChildProcess.start(argv, "c", Path(sys.argv[1]) / f"{i}.log") for i in range(2)]
 print(*(child.pid for child in children), flush=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from device_profiles.catalogue import LINKS, find_board
-from device_profiles.figure import Figure
-from device_profiles.profile_text import describe, describe_link, listing
+from device_profiles.catalogue.figure import Figure
+from device_profiles.catalogue.profile_text import describe, describe_link, listing
+from device_profiles.catalogue.profiles import LINKS, find_board
 
 BOARDS = {name: find_board(name) for name in ("pi-zero-2w", "n100", "pi-zero-w", "imx6q")}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles import board_entry, calibration
-from device_profiles.catalogue import boards, find_board, find_link, links, to_toml
+from device_profiles.calibration import board_entry, calibration
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.catalogue.profiles import boards, find_board, find_link, links, to_toml
 from device_profiles.emulation import belongings
-from device_profiles.host_figures import HostFigures
 from edge_runtime.cli import main
 from tests.test_rooms import ROOT, without_server_extra
 
@@ -24,7 +24,7 @@ SLOW = HostFigures("Slow CPU", "aarch64", 4, "neon", 1800.0, 20.0, 3000.0)
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A host of known figures, without a device tree; no profiles of the user's."""
     monkeypatch.setattr(calibration, "measure", lambda seconds: HOST)
-    monkeypatch.setattr(calibration, "board_model", lambda: "")
+    monkeypatch.setattr(calibration, "board_model", lambda model=None: "")
     monkeypatch.setenv("FLEXMOE_PROFILES", str(tmp_path / "profiles"))
     monkeypatch.setenv("FLEXMOE_CACHE", str(tmp_path / "cache"))
 
@@ -152,7 +152,7 @@ def test_a_real_board_gets_an_entry_unasked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = "Raspberry Pi 4 Model B Rev 1.4"
-    monkeypatch.setattr(calibration, "board_model", lambda: model)
+    monkeypatch.setattr(calibration, "board_model", lambda path=None: model)
     assert "# raspberry-pi-4-model-b-rev-1-4.toml" in said(capsys, "calibrate")
     assert "[integer_mips]" in json.loads(said(capsys, "calibrate", "--json"))["entry"]
 

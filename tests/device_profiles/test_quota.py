@@ -10,10 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from device_profiles.board import Board
-from device_profiles.figure import Figure
-from device_profiles.host_figures import HostFigures
-from device_profiles.quota import (
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.calibration.quota import (
     LEAST_CORES,
     CpuQuota,
     Ratio,
@@ -22,6 +20,8 @@ from device_profiles.quota import (
     of_cores,
     ratio,
 )
+from device_profiles.catalogue.board import Board
+from device_profiles.catalogue.figure import Figure
 from edge_runtime.errors import ConfigError, EmulationError
 
 HOST = HostFigures("Some CPU", "x86_64", 2, "avx2", 4000.0, 100.0, 9000.0)

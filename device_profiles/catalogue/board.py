@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from device_profiles.figure import NOT_NEGATIVE, POSITIVE, WHOLE, Figure, FigureKey, figures_of
+from device_profiles.catalogue.figure import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    WHOLE,
+    Figure,
+    FigureKey,
+    figures_of,
+)
 
 ARCHITECTURES = ("aarch64", "x86_64", "armv7", "armv6")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from device_profiles.board import Board
-from device_profiles.host_figures import HostFigures
-from device_profiles.quota import CpuQuota, Ratio, largest_time_scale, of_board, ratio
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.calibration.quota import CpuQuota, Ratio, largest_time_scale, of_board, ratio
+from device_profiles.catalogue.board import Board
 from edge_runtime.errors import EmulationError
 
 KINDS: tuple[Ratio, ...] = ("integer", "gemm")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from device_profiles.board import Board
-from device_profiles.host_figures import HostFigures
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.catalogue.board import Board
 from edge_runtime.errors import ConfigError, EmulationError
 
 Ratio = Literal["integer", "gemm"]

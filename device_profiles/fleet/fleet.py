@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from device_profiles.availability import Change
 from device_profiles.emulation.place import Place
-from device_profiles.process import ChildProcess, stop_all
+from device_profiles.fleet.availability import Change
+from device_profiles.fleet.process import ChildProcess, stop_all
 from edge_runtime.errors import FleetError
 
 STOP_GRACE_S = 5.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from device_profiles.figure import (
+from device_profiles.catalogue.figure import (
     BELOW_ONE,
     NOT_NEGATIVE,
     POSITIVE,

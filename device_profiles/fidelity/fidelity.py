@@ -17,8 +17,7 @@ import psutil
 
 from device_profiles.emulation.groups import GroupLimits, Groups
 from device_profiles.emulation.testbed import Testbed
-from device_profiles.fleet_plan import DevicePlan
-from device_profiles.hog_runs import (
+from device_profiles.fidelity.hog_runs import (
     Direction,
     Got,
     Transfer,
@@ -27,6 +26,7 @@ from device_profiles.hog_runs import (
     memory_at_kill,
     transfer_s,
 )
+from device_profiles.fleet.fleet_plan import DevicePlan
 from edge_runtime.errors import EmulationError
 from edge_runtime.turn import Phase
 

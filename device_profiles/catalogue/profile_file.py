@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from device_profiles.board import ARCHITECTURES, BOARD_KEYS, Board
-from device_profiles.figure import Figure, FigureKey
-from device_profiles.link_class import LINK_KEYS, LinkClass
+from device_profiles.catalogue.board import ARCHITECTURES, BOARD_KEYS, Board
+from device_profiles.catalogue.figure import Figure, FigureKey
+from device_profiles.catalogue.link_class import LINK_KEYS, LinkClass
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.topics import bad_name, valid_name
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from device_profiles.board import Board
-from device_profiles.link_class import LinkClass
-from device_profiles.profile_file import read_board, read_link, to_toml
+from device_profiles.catalogue.board import Board
+from device_profiles.catalogue.link_class import LinkClass
+from device_profiles.catalogue.profile_file import read_board, read_link, to_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.topics import valid_name
 
@@ -34,7 +34,7 @@ __all__ = [
     "to_toml",
 ]
 
-_OURS = Path(__file__).with_name("profiles")
+_OURS = Path(__file__).parent
 _TEMPLATE = "custom"
 _NEAREST = 3
 

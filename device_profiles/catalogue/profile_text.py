@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from device_profiles.board import Board
-from device_profiles.figure import Figure
-from device_profiles.link_class import LinkClass
+from device_profiles.catalogue.board import Board
+from device_profiles.catalogue.figure import Figure
+from device_profiles.catalogue.link_class import LinkClass
 
 _WIDTH = 100
 

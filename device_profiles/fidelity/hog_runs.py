@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from device_profiles import hog
+from device_profiles.calibration.quota import CpuQuota
 from device_profiles.emulation.group import Group
-from device_profiles.process import ChildProcess, stop_all
-from device_profiles.quota import CpuQuota
+from device_profiles.fidelity import hog
+from device_profiles.fleet.process import ChildProcess, stop_all
 from edge_runtime.errors import EmulationError
 from edge_runtime.transport.lane import SEGMENT_BYTES
 from edge_runtime.transport.shape import Shape

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_profiles.host_figures import HostFigures
+from device_profiles.calibration.host_figures import HostFigures
 from edge_runtime import __version__
 from edge_runtime.cgroup import read_limits
 from edge_runtime.program_cache import cache_root

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from device_profiles.availability import Availability, parse_availability
-from device_profiles.board import Board
-from device_profiles.catalogue import find_board, find_link
-from device_profiles.host_figures import HostFigures
-from device_profiles.link_class import LinkClass
-from device_profiles.quota import CpuQuota, Ratio, of_board
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.calibration.quota import CpuQuota, Ratio, of_board
+from device_profiles.catalogue.board import Board
+from device_profiles.catalogue.link_class import LinkClass
+from device_profiles.catalogue.profiles import find_board, find_link
+from device_profiles.fleet.availability import Availability, parse_availability
 from edge_runtime.errors import ConfigError
 from edge_runtime.transport.shape import Shape
 from edge_runtime.turn import Phase

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from device_profiles.board import ARCHITECTURES, BOARD_KEYS
-from device_profiles.host_figures import HostFigures
+from device_profiles.calibration.host_figures import HostFigures
+from device_profiles.catalogue.board import ARCHITECTURES, BOARD_KEYS
 
 CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 _MIB = 1024 * 1024

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from device_profiles.trace import LONGEST_S, Trace, read_trace
+from device_profiles.fleet.trace import LONGEST_S, Trace, read_trace
 from edge_runtime.errors import ConfigError
 
 SHORTEST_MEAN_S = 1e-3

@@ -1,0 +1,1 @@
+"""The catalogue: what boards and links are, in figures with sources."""

@@ -1,0 +1,1 @@
+"""What was asked of an emulation, and what it got."""

@@ -1,0 +1,1 @@
+"""Device processes on this machine, there and away as planned."""

@@ -37,16 +37,18 @@ _LISTED: dict[str, type[Section]] = {"fleet": Fleet}
 """Keys that are lists of tables: as `[[fleet]]` in a file, as `fleet.0.count` in an override."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _SHOWN_CHARACTERS = 160
-_FILE = re.compile(r"(?<=trace\().+?(?=\))|^[^()]+\.toml$")
-"""A file where a fleet may name one: of a profile, or of a trace."""
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_TRACE = re.compile(r"(trace\s*\(\s*)(.+?)(\s*\)\s*(?=\+|$))")
+"""A file where an availability names one."""
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in the file `path`, changed by `overrides` such as ``train.epochs=3``.
 
     An override's value is read as TOML, and as a plain text where that fails or where the key wants
-    a text. ``data.path`` and ``assignment.file`` come back absolute: in the file they start at the
-    file's folder, in an override at the working directory. Raises `ConfigError`.
+    a text. Paths (``data.path``, ``assignment.file``, those of a fleet's profile, link and trace)
+    come back absolute: in the file they start at the file's folder, in an override at the working
+    directory. Raises `ConfigError`.
     """
     file = Path(path)
     raw = _read(file)
@@ -115,8 +117,14 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     fleets = raw.get("fleet")
     for fleet in fleets if isinstance(fleets, list) else ():
         for key in ("profile", "link", "availability") if isinstance(fleet, dict) else ():
-            if isinstance(fleet.get(key), str):
-                fleet[key] = _FILE.sub(lambda found: _absolute(found[0], folder), fleet[key])
+            if not isinstance(fleet.get(key), str):
+                continue
+            if key == "availability":
+                fleet[key] = _TRACE.sub(
+                    lambda found: f"{found[1]}{_absolute(found[2], folder)}{found[3]}", fleet[key]
+                )
+            elif fleet[key].endswith(".toml"):
+                fleet[key] = _absolute(fleet[key], folder)
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -167,6 +175,11 @@ def _with_item(items: list[Any], parts: list[str], value: Any, override: str) ->
             "and its key, as in fleet.0.count=3"
         )
     place = int(number)
+    if not isinstance(items[place], dict):
+        raise ConfigError(
+            f"--set {_one_line(override)}: expected item {place} to be a table in the experiment "
+            f"file, got {_shown(items[place])}"
+        )
     return [*items[:place], _with(items[place], rest, value, override), *items[place + 1 :]]
 
 
@@ -231,7 +244,7 @@ def _allowed(defect: ErrorDetails, field: FieldInfo | None) -> str:
         return "a list of tables, as [[fleet]] makes it"
     if get_origin(field.annotation) is Literal:
         return " or ".join(f'"{choice}"' for choice in get_args(field.annotation))
-    kind = {int: "a whole number", float: "a number", str: "a text"}[field.annotation]  # type: ignore[index]
+    kind = _KINDS[field.annotation]  # type: ignore[index]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(rule, name)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict, dataclass
 
 from broker_server.brokers import doctor
@@ -64,4 +65,6 @@ def to_json(findings: Findings) -> str:
 
 def _row(what: str, how: str, verdict: str) -> str:
     first, second = _WIDTHS
-    return f"{what:{first}} {how:{second}} {verdict}".rstrip()
+    top, *more = textwrap.wrap(how, second)
+    lines = [f"{what:{first}} {top:{second}} {verdict}".rstrip()]
+    return "\n".join([*lines, *(f"{'':{first}} {line}" for line in more)])

@@ -50,11 +50,16 @@ class Emulation:
     @property
     def time_scale(self) -> float:
         """How many seconds of life pass in one second here."""
-        return self.experiment.emulation.time_scale if self.testbed is not None else 1.0
+        return self.experiment.emulation.time_scale if self.host is not None else 1.0
 
     def held_s(self, client: str) -> float:
         """How long a device has waited for this host's cores, in seconds here."""
         return self.testbed.held_s(client) if self.testbed is not None else 0.0
+
+    def end_turn(self, client: str) -> None:
+        """Take the turn from a device that is not awaited any more."""
+        if self.testbed is not None:
+            self.testbed.end_turn(client)
 
     def check(self) -> None:
         """Measure how close the places come to what was asked for, if the experiment wants it."""
@@ -99,11 +104,11 @@ class Emulation:
         return {
             "enforce": settings.enforce,
             "cpu": settings.cpu,
-            "time_scale": settings.time_scale,
+            "time_scale": self.time_scale,
             "enforcement": how,
             "not_enforced": list(self.not_enforced),
             "host": asdict(self.host) if self.host is not None else None,
-            "profiles": [_facts_of(plan) for plan in _kinds(self.plans)],
+            "fleets": _fleet_facts(self.experiment, self.plans),
             "fidelity": [asdict(row) for row in self.fidelity],
         }
 
@@ -112,7 +117,9 @@ class Emulation:
         facts = self.facts()
         if facts and self.testbed is not None:
             facts["turn_waits_s"] = {
-                name: round(waited, 3) for name, waited in self.testbed.waits().items() if waited
+                name: round(waited * self.time_scale, 3)
+                for name, waited in self.testbed.waits().items()
+                if waited
             }
             facts["interfaces"] = {
                 name: asdict(counters.since(self.before.get(name)))
@@ -169,6 +176,11 @@ def plan_emulation(experiment: Experiment) -> Emulation:
     plans = plan_fleet(experiment.fleet, names, host, settings.cpu, settings.time_scale, memory_mib)
     abilities = find_abilities()
     lacking = missing(abilities)
+    if lacking and settings.time_scale != 1:
+        raise EmulationError(
+            f"emulation.time_scale = {settings.time_scale:g} needs CPU and memory that are held by "
+            f"the kernel: {'; '.join(lacking)}; see flexmoe doctor, or leave the time scale at 1"
+        )
     if lacking and settings.enforce == "strict":
         raise EmulationError(
             f"this host cannot enforce the boards: {'; '.join(lacking)}; see flexmoe doctor, or "
@@ -198,18 +210,22 @@ def opened(emulation: Emulation) -> Iterator[Emulation]:
         yield emulation
 
 
-def _kinds(plans: Sequence[DevicePlan]) -> list[DevicePlan]:
-    """One plan of each kind, in the order of the fleets."""
-    return list({plan.kind: plan for plan in plans}.values())
-
-
-def _facts_of(plan: DevicePlan) -> dict[str, Any]:
-    return {
-        "board": plan.board.name,
-        "link": plan.link.name,
-        "threads": plan.threads,
-        "memory_mib": plan.memory_mib,
-        "cpu_ratios": dict(plan.ratios),
-        "cpu_quotas": {phase: quota.cores for phase, quota in plan.quotas.items()},
-        "availability": plan.availability.spec,
-    }
+def _fleet_facts(experiment: Experiment, plans: Sequence[DevicePlan]) -> list[dict[str, Any]]:
+    """Each fleet, with what stands for its board here."""
+    facts, first = [], 0
+    for fleet in experiment.fleet:
+        plan, first = plans[first], first + fleet.count
+        facts.append(
+            {
+                "board": plan.board.name,
+                "link": plan.link.name,
+                "count": fleet.count,
+                "threads": plan.threads,
+                "memory_mib": plan.memory_mib,
+                "cpu_ratios": dict(plan.ratios),
+                "cpu_quotas": {phase: quota.cores for phase, quota in plan.quotas.items()},
+                "availability": fleet.availability,
+                "leave": plan.leave,
+            }
+        )
+    return facts

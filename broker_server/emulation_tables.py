@@ -21,17 +21,18 @@ def emulation_tables(facts: Mapping[str, Any]) -> list[RenderableType]:
         return []
     tables: list[RenderableType] = []
     if emulation.get("fidelity"):
-        tables.append(_fidelity(emulation["fidelity"]))
+        tables.append(_fidelity(emulation["fidelity"], emulation["time_scale"]))
     return [*tables, *(Text(line) for line in _lines(emulation))]
 
 
-def _fidelity(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = plain_table(
-        "Emulation: asked and got", "profile", "CPU, cores", "training", "memory", "up", "down"
-    )
+def _fidelity(rows: Sequence[Mapping[str, Any]], time_scale: float) -> Table:
+    title = "Emulation: asked and got"
+    if time_scale != 1:
+        title += f", on this host: CPU and rates are {time_scale:g} times the board's"
+    table = plain_table(title, "profile", "CPU, cores", "training", "memory", "up", "down")
     for row in rows:
         table.add_row(
-            row["profile"],
+            row["profile"] + "*" * row["disturbed"],
             _pair(row["cpu_asked"], row["cpu_got"], _cores),
             _pair(row["train_cpu_asked"], row["train_cpu_got"], _cores),
             _pair(row["memory_asked_mib"], row["memory_got_mib"], _mib),
@@ -50,7 +51,10 @@ def _lines(emulation: Mapping[str, Any]) -> list[str]:
     if emulation.get("cpu") and how:
         lines.append(f"CPU ratios: {_RATIOS[emulation['cpu']]}")
     if emulation.get("time_scale", 1) != 1:
-        lines.append(f"time scale {emulation['time_scale']:g}: all seconds are the testbed's")
+        scale = f"time scale {emulation['time_scale']:g}"
+        lines.append(f"{scale}: seconds are the testbed's, but CPU seconds this host's")
+    if any(row["disturbed"] for row in emulation.get("fidelity", [])):
+        lines.append("*: disturbed by other load on this host while it was measured")
     waits = emulation.get("turn_waits_s")
     if waits is not None:
         total, most = sum(waits.values()), max(waits, key=waits.__getitem__, default="")

@@ -256,10 +256,10 @@ class Experiment(Section):
             and "name" not in model
         ):
             raw["model"] = {"name": data["dataset"], **model}
-        fleets = raw.get("fleet")
+        fleets, data = raw.get("fleet"), raw.get("data", {})
         if isinstance(fleets, list) and isinstance(data, dict) and "devices" not in data:
-            counts = [fleet.get("count", 1) for fleet in fleets if isinstance(fleet, dict)]
-            if fleets and all(type(count) is int for count in counts):
+            counts = [fleet.get("count", 1) if isinstance(fleet, dict) else 0 for fleet in fleets]
+            if counts and all(type(count) is int and count > 0 for count in counts):
                 raw["data"] = {**data, "devices": sum(counts)}
         return raw
 
@@ -322,6 +322,8 @@ class Experiment(Section):
             found.append(("data.devices", f"{count}, the devices of all fleets together, or none"))
         if self.wire.links:
             found.append(("wire.links", "nothing: each fleet has its link"))
+        if self.emulation.enforce == "off" and self.emulation.time_scale != 1:
+            found.append(("emulation.time_scale", '1, as emulation.enforce is "off"'))
         if self.train.threads:
             found.append(("train.threads", "0: each fleet has its threads"))
         for number, fleet in enumerate(self.fleet):

@@ -16,7 +16,7 @@ def _availability(spec: str) -> str:
     try:
         parse_availability(spec, None)
     except ConfigError as error:
-        raise ValueError(f"when its devices are there: {error}") from None
+        raise ValueError(str(error).removeprefix("availability: expected ")) from None
     return spec
 
 

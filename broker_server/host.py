@@ -22,7 +22,8 @@ class Host:
     """The processes that the server depends on. Without `start_fleet` devices run elsewhere.
 
     Where boards are emulated, seconds of life pass `time_scale` times as fast as here, `held_s`
-    tells how long a device waited for its turn, in seconds here, and `facts` and `closing_facts`
+    tells how long a device waited for its turn, in seconds here, `end_turn` takes a device's turn
+    from it, and `facts` and `closing_facts`
     what to report of the emulation, before and after the rounds.
     """
 
@@ -30,6 +31,7 @@ class Host:
     start_fleet: Callable[[], Fleet] | None = None
     time_scale: float = 1.0
     held_s: Callable[[str], float] = lambda client: 0.0
+    end_turn: Callable[[str], None] = lambda client: None
     facts: Figures = _nothing
     closing_facts: Figures = _nothing
     fleet: Fleet | None = field(default=None, init=False)
@@ -73,6 +75,11 @@ class Host:
         """The devices that their memory limit has killed since the last call."""
         killed, self._killed = self._killed, set()
         return killed
+
+    @property
+    def sees_ends(self) -> bool:
+        """Whether all ends of the devices' processes are seen, and why they ended."""
+        return self.fleet is not None
 
     @property
     def lost(self) -> Collection[str]:

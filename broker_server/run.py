@@ -53,6 +53,7 @@ def run_experiment(
             start_fleet,
             time_scale=emulation.time_scale,
             held_s=emulation.held_s,
+            end_turn=emulation.end_turn,
             facts=emulation.facts,
             closing_facts=emulation.closing_facts,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from broker_server.sink import Facts, Sink
 from broker_server.state import State
 from broker_server.store import Store
 from device_profiles.datasets import Dataset
-from edge_runtime.errors import ConfigError, FleetError
+from edge_runtime.errors import ConfigError, EmulationError, FleetError
 from edge_runtime.parts import split
 from edge_runtime.protocol.ledger import Ledger
 from edge_runtime.protocol.mailbox import ServerMailbox
@@ -104,7 +105,9 @@ def serve(
                 host.wait_for_devices()
             if len(records) > before:
                 results.close(closed_record(records[-1], closing))
-                results.facts = run_facts(experiment, host.broker.kind, host.closing_facts())
+                with contextlib.suppress(EmulationError, OSError):  # then the first ones stand
+                    closing_facts = host.closing_facts()
+                    results.facts = run_facts(experiment, host.broker.kind, closing_facts)
                 store.describe(to_toml(experiment), results.facts)
                 store.write_final(records[-1], results.agreement)
                 results.write()

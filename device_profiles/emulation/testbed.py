@@ -133,6 +133,11 @@ class Testbed:
         """`held_s` of all devices."""
         return self._turnstile.waits() if self._turnstile is not None else {}
 
+    def end_turn(self, name: str) -> None:
+        """Take from the device the turn that it has or waits for."""
+        if self._turnstile is not None:
+            self._turnstile.end_turn(name)
+
     def counters(self) -> Mapping[str, LinkCounters]:
         """What the devices' interfaces moved and dropped, if they have one."""
         return self._network.counters() if self._network is not None else {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from broker_server import emulation
 from broker_server.emulation import Emulation, opened, plan_emulation
@@ -71,6 +72,14 @@ def test_strict_does_not_start_where_the_kernel_cannot_hold_a_board(host: Abilit
     assert 'emulation.enforce = "best-effort"' in said and len(said.splitlines()) == 1
 
 
+def test_time_cannot_be_scaled_where_nothing_holds_a_device(host: Abilities) -> None:
+    for enforce in ("strict", "best-effort"):
+        with pytest.raises(EmulationError, match=r"time_scale = 1\.5 needs CPU .*cpu: not root"):
+            plan_emulation(experiment(enforce=enforce, time_scale=1.5))
+    with pytest.raises(ValidationError, match=r"emulation\.time_scale"):
+        experiment(enforce="off", time_scale=7.0)
+
+
 def test_best_effort_goes_on_and_every_report_says_what_is_not_enforced(host: Abilities) -> None:
     planned = plan_emulation(experiment(enforce="best-effort", check=False))
     with opened(planned) as running:
@@ -95,7 +104,7 @@ def text(facts: Mapping[str, object]) -> str:
 
 
 def test_off_starts_plain_processes_that_still_come_and_go_and_says_so(host: Abilities) -> None:
-    planned = plan_emulation(experiment(enforce="off", time_scale=7.0))
+    planned = plan_emulation(experiment(enforce="off"))
     with opened(planned) as running:
         assert running.testbed is None and running.time_scale == 1.0
         (one, *_) = (running._member(plan, Path("x.npz")) for plan in running.plans)
@@ -118,7 +127,10 @@ def test_strict_plans_every_device_of_every_fleet(host: Abilities) -> None:
     assert planned.not_enforced == []
     facts = planned.facts()
     assert facts["time_scale"] == 1.5 and facts["host"]["cpu"] == "test"
-    assert [row["board"] for row in facts["profiles"]] == ["pi-4b", "pi-zero-2w"]
+    assert [(row["board"], row["count"]) for row in facts["fleets"]] == [
+        ("pi-4b", 2),
+        ("pi-zero-2w", 1),
+    ]
     assert facts["enforcement"] == {
         "cpu": "cgroup v2",
         "memory": "cgroup v2",

@@ -187,7 +187,7 @@ from pathlib import Path
 read = []
 open_ = Path.open
 Path.open = lambda self, *rest, **more: read.append(self.parent.name) or open_(self, *rest, **more)
-from device_profiles.catalogue.profiles import profiles as catalogue
+from device_profiles.catalogue import profiles as catalogue
 assert catalogue.LINKS and read == ["links"] * 7, read
 catalogue.find_board("pi-4b"), catalogue.find_board("pi-5"), catalogue.links()
 print(read.count("links"), read.count("boards"))

@@ -81,7 +81,7 @@ class Emulation:
                 log_directory=directory / "log",
                 state_directory=directory / "state",
                 time_scale=self.time_scale,
-                restart_s=settings.restart_s,
+                restart_s=settings.restart_s if self.plans else None,
             ),
         )
 

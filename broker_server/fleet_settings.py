@@ -96,7 +96,8 @@ class Emulation(Section):
     restart_s: float = Field(
         default=2.0,
         ge=0,
-        description="Seconds until a device that its memory limit killed is started again.",
+        description="Seconds until a device that was killed by its memory limit, or ended with an "
+        "error, is started again; longer each time that it ends soon.",
     )
     check: bool = Field(
         default=True,

@@ -16,8 +16,8 @@ from device_profiles.fleet.process import ChildProcess, stop_all
 from edge_runtime.errors import FleetError
 
 STOP_GRACE_S = 5.0
-RESTART_MOST = 16  # times the usual pause, after kills one upon the other
-LIVED_S = 30.0  # whoever ran so long before it was killed starts again after the usual pause
+RESTART_MOST = 16  # times the usual pause, after ends one upon the other
+LIVED_S = 30.0  # whoever ran so long before it ended starts again after the usual pause
 _POLL_S = 0.02
 _INTERRUPTED = 130  # a device's exit code after SIGTERM
 
@@ -44,7 +44,8 @@ class Member:
 @dataclass(frozen=True)
 class FleetSettings:
     """What all devices of a fleet have in common; seconds of life pass `time_scale` times as fast
-    as here."""
+    as here. A device that ended starts again after `restart_s`, longer each time that it ends soon;
+    None: never."""
 
     host: str
     port: int
@@ -53,7 +54,7 @@ class FleetSettings:
     log_directory: Path
     state_directory: Path
     time_scale: float = 1.0
-    restart_s: float = 2.0
+    restart_s: float | None = None
 
 
 class Fleet:
@@ -146,7 +147,7 @@ class _Life:
         self._began_s = 0.0  # of the process
         self._leaving_s: float | None = None
         self._start_s: float | None = None  # when it is to be started again
-        self._pause_s = settings.restart_s
+        self._pause_s = settings.restart_s or 0.0
         self._kills = 0
         self._failure = ""
 
@@ -220,22 +221,27 @@ class _Life:
         if self._leaving_s is not None or code == 0:
             return []
         lines = " | ".join(process.tail(2).splitlines()) or "it printed nothing"
+        again = self._again(now_s)
         self._failure = (
-            f"{self.member.name} ended with code {code}: {lines} (log: {process.log_path})"
+            f"{self.member.name} ended with code {code}: {lines} (log: {process.log_path}){again}"
         )
         return []
 
     def _killed(self, now_s: float) -> str:
         self.was_killed = True
-        settings = self._settings
-        if now_s - self._began_s >= LIVED_S:
-            self._pause_s = settings.restart_s
         limit = f"its memory limit{self.member.memory and f' of {self.member.memory}'}"
-        if not self.wanted:
-            return f"was killed by {limit}"
+        return f"was killed by {limit}{self._again(now_s)}"
+
+    def _again(self, now_s: float) -> str:
+        """Start it again after a while, if it is to be there; what to say of that."""
+        usual_s = self._settings.restart_s
+        if usual_s is None or not self.wanted:
+            return ""
+        if now_s - self._began_s >= LIVED_S:
+            self._pause_s = usual_s
         self._start_s = now_s + self._pause_s
-        said = f"was killed by {limit}, starts again in {self._pause_s:g} s"
-        self._pause_s = min(2 * self._pause_s, RESTART_MOST * settings.restart_s)
+        said = f", starts again in {self._pause_s:g} s"
+        self._pause_s = min(2 * self._pause_s, RESTART_MOST * usual_s)
         return said
 
 

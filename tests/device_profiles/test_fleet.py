@@ -40,9 +40,10 @@ def fleet(
     port: int = 1,  # nobody listens there
     trainer: str = "native",
     time_scale: float = 1.0,
+    restart_s: float | None = None,
 ) -> Fleet:
     settings = FleetSettings(
-        "127.0.0.1", port, "default", trainer, tmp_path / "log", tmp_path, time_scale
+        "127.0.0.1", port, "default", trainer, tmp_path / "log", tmp_path, time_scale, restart_s
     )
     return Fleet(members, settings)
 
@@ -151,7 +152,7 @@ def test_a_device_that_its_memory_limit_killed_is_named_and_starts_again(
     """The kernel's count is made up here; the kill is real."""
     kills = 0
     only = Member("only", shard, kills=lambda: kills, memory="48 MiB")
-    with fleet(tmp_path, only, port=silent, time_scale=100.0) as devices:
+    with fleet(tmp_path, only, port=silent, time_scale=100.0, restart_s=2.0) as devices:
         (life,) = devices._lives.values()
         for pause in ("2 s", "4 s", "8 s"):
             kills += 1
@@ -172,11 +173,15 @@ def test_a_device_that_its_memory_limit_killed_is_named_and_starts_again(
                 time.sleep(0.01)
 
 
+@pytest.mark.parametrize("restart_s", [None, 0.0])
 def test_a_kill_that_was_not_for_its_memory_is_told_as_any_other_end(
-    tmp_path: Path, shard: Path, silent: int
+    restart_s: float | None, tmp_path: Path, shard: Path, silent: int
 ) -> None:
-    with fleet(tmp_path, Member("only", shard), port=silent) as devices:
+    with fleet(tmp_path, Member("only", shard), port=silent, restart_s=restart_s) as devices:
         (life,) = devices._lives.values()
         assert life.process is not None
         life.process.signal(9)
         assert "only ended with code -9" in wait_for(devices, "only")[0]
+        devices.tick()
+        assert life.running == (restart_s is not None)
+        assert devices.lost == {"only"}

@@ -7,11 +7,9 @@ allowed and what came. Of several defects the first is named and the others are 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -20,9 +18,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from broker_server.config_text import LISTED, to_toml, toml_value
 from broker_server.experiment import Experiment
 from broker_server.field_types import Section
-from broker_server.fleet_settings import Fleet
 from edge_runtime.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -33,9 +31,6 @@ else:
 __all__ = ["Experiment", "load_experiment", "to_toml"]
 
 _MISSING = object()
-_LISTED: dict[str, type[Section]] = {"fleet": Fleet}
-"""Keys that are lists of tables: as `[[fleet]]` in a file, as `fleet.0.count` in an override."""
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _SHOWN_CHARACTERS = 160
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _TRACE = re.compile(r"(trace\s*\(\s*)(.+?)(\s*\)\s*(?=\+|$))")
@@ -63,33 +58,6 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ())
         return Experiment.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_explain(error, raw, str(file), sources)) from None
-
-
-def to_toml(experiment: Experiment) -> str:
-    """The experiment as TOML, every key with its description; `load_experiment` reads it back."""
-    lines = [f"# flexmoe experiment {experiment.name}, with every key written out.", ""]
-    tables: list[str] = []
-    for name in Experiment.model_fields:
-        value = getattr(experiment, name)
-        if isinstance(value, Section):
-            tables += _table(f"[{name}]", value)
-        elif name in _LISTED:
-            tables += [line for item in value for line in _table(f"[[{name}]]", item)]
-        else:
-            lines += _entry(name, Experiment.model_fields[name], value)
-    return "\n".join([*lines, *tables]) + "\n"
-
-
-def _table(head: str, section: Section) -> list[str]:
-    lines = ["", f"# {type(section).__doc__}", head]
-    for key, field in type(section).model_fields.items():
-        lines += _entry(key, field, getattr(section, key))
-    return lines
-
-
-def _entry(key: str, field: FieldInfo, value: object) -> list[str]:
-    comment = textwrap.wrap(field.description or "", width=96)
-    return [*(f"# {line}" for line in comment), f"{key} = {_toml(value)}"]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -156,7 +124,7 @@ def _with(raw: dict[str, Any], parts: list[str], value: Any, override: str) -> d
     inner = raw.get(first, {})
     if first == "broker" and isinstance(inner, str):
         inner = {"address": inner}
-    if first in _LISTED and isinstance(inner, list):
+    if first in LISTED and isinstance(inner, list):
         return {**raw, first: _with_item(inner, rest, value, override)}
     if not isinstance(inner, dict):
         raise ConfigError(
@@ -186,7 +154,7 @@ def _with_item(items: list[Any], parts: list[str], value: Any, override: str) ->
 def _field(key: str) -> FieldInfo | None:
     """What is known of a key; the items of a list of tables are all alike."""
     parts = key.split(".")
-    if parts[0] in _LISTED and len(parts) == 3:
+    if parts[0] in LISTED and len(parts) == 3:
         parts = [parts[0], parts[2]]
     return _fields().get(".".join(parts))
 
@@ -199,7 +167,7 @@ def _fields() -> dict[str, FieldInfo]:
         if _is_section(field):
             section: type[Section] = field.annotation  # type: ignore[assignment]
             known |= {f"{name}.{key}": inner for key, inner in section.model_fields.items()}
-    for name, item in _LISTED.items():
+    for name, item in LISTED.items():
         known |= {f"{name}.{key}": inner for key, inner in item.model_fields.items()}
     return known
 
@@ -281,26 +249,8 @@ def _look_up(raw: Any, key: str) -> Any:
     return raw
 
 
-def _toml(value: object) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, dict):
-        items = [f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()]
-        return f"{{ {', '.join(items)} }}" if items else "{}"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return str(value)
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
-
-
 def _shown(value: object) -> str:
-    return "a table" if value == {} else _one_line(_toml(value))
+    return "a table" if value == {} else _one_line(toml_value(value))
 
 
 def _one_line(text: str) -> str:

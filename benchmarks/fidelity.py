@@ -30,6 +30,7 @@ from device_profiles.emulation.testbed import Testbed, Wanted
 from device_profiles.fidelity import fidelity
 from device_profiles.fidelity.fidelity import Fidelity
 from device_profiles.fleet.fleet_plan import DevicePlan, plan_fleet
+from edge_runtime.cgroup import usable_cores
 from edge_runtime.errors import FlexmoeError
 
 OTHER_LINKS_WITH = "pi-zero-2w"
@@ -91,7 +92,7 @@ def measure(
         plan.name: Wanted(plan.quotas, plan.memory_mib * _MIB, plan.shape)
         for plan in plans.values()
     }
-    with Testbed(wanted, find_abilities(), host.cores, time_scale) as testbed:
+    with Testbed(wanted, find_abilities(), usable_cores(), time_scale) as testbed:
         rows = fidelity.measure(list(plans.values()), testbed, seconds)
     return dict(zip(plans, rows, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from broker_server.experiment import Experiment
 from device_profiles.calibration import calibration
 from device_profiles.calibration.host_figures import HostFigures
 from device_profiles.emulation.abilities import Abilities, find_abilities
+from device_profiles.emulation.belongings import find_others
 from device_profiles.emulation.network import LinkCounters
 from device_profiles.emulation.place import Place
 from device_profiles.emulation.testbed import Testbed, Wanted, enforcement, missing
@@ -23,8 +25,11 @@ from device_profiles.fidelity.fidelity import Fidelity
 from device_profiles.fleet.device_names import device_names
 from device_profiles.fleet.fleet import Fleet, FleetSettings, Member
 from device_profiles.fleet.fleet_plan import DevicePlan, plan_fleet
+from edge_runtime.cgroup import read_limits, usable_cores
 from edge_runtime.errors import EmulationError
 from edge_runtime.program_cache import cache_root
+
+log = logging.getLogger("flexmoe.server")
 
 _MIB = 1024 * 1024
 NOTHING_ENFORCED = 'nothing is enforced (emulation.enforce = "off")'
@@ -70,7 +75,8 @@ class Emulation:
     def fleet(self, shards: Mapping[str, Path], broker: Broker, directory: Path) -> Fleet:
         """The devices, each in its place."""
         settings, train = self.experiment.emulation, self.experiment.train
-        members = [self._member(plan, shards[plan.name]) for plan in self.plans]
+        cache = directory / "cache"  # a board's own disk, empty when the run begins
+        members = [self._member(plan, shards[plan.name], cache) for plan in self.plans]
         return Fleet(
             members or self._plain_members(shards),
             FleetSettings(
@@ -93,6 +99,11 @@ class Emulation:
         if self.abilities is not None:
             how = enforcement(self.abilities, self._own_broker)
             lines.append("emulation: " + "; ".join(f"{what}: {by}" for what, by in how.items()))
+        if self.testbed is not None and find_others():
+            lines.append(
+                "another run emulates boards on this host now: both count on all of its cores, so "
+                "neither is what it says"
+            )
         return [*lines, *(f"NOT ENFORCED: {why}" for why in self.not_enforced)]
 
     def facts(self) -> dict[str, Any]:
@@ -107,6 +118,7 @@ class Emulation:
             "time_scale": self.time_scale,
             "enforcement": how,
             "not_enforced": list(self.not_enforced),
+            "other_runs": len(find_others()) if self.testbed is not None else 0,
             "host": asdict(self.host) if self.host is not None else None,
             "fleets": _fleet_facts(self.experiment, self.plans),
             "fidelity": [asdict(row) for row in self.fidelity],
@@ -146,11 +158,11 @@ class Emulation:
             members.append(Member(name=name, shard=shard, options=options))
         return members
 
-    def _member(self, plan: DevicePlan, shard: Path) -> Member:
+    def _member(self, plan: DevicePlan, shard: Path, cache: Path) -> Member:
         testbed, seed = self.testbed, self.experiment.seed
         place = testbed.place(plan.name) if testbed is not None else Place()
         options = ["--board", plan.board.name, "--link", plan.link.name]
-        options += ["--threads", str(plan.threads)]
+        options += ["--threads", str(plan.threads), "--cache", str(cache / plan.name)]
         return Member(
             name=plan.name,
             shard=shard,
@@ -172,7 +184,8 @@ def plan_emulation(experiment: Experiment) -> Emulation:
     if not experiment.emulated:
         return Emulation(experiment, plan_fleet(experiment.fleet, names, None))
     host = calibration.of_this_host(cache_root())
-    memory_mib = int(psutil.virtual_memory().total / _MIB)
+    memory_bytes = read_limits().memory_bytes or psutil.virtual_memory().total
+    memory_mib = min(memory_bytes, psutil.virtual_memory().total) // _MIB
     plans = plan_fleet(experiment.fleet, names, host, settings.cpu, settings.time_scale, memory_mib)
     abilities = find_abilities()
     lacking = missing(abilities)
@@ -199,15 +212,19 @@ def opened(emulation: Emulation) -> Iterator[Emulation]:
         plan.name: Wanted(plan.quotas, plan.memory_mib * _MIB, plan.shape)
         for plan in emulation.plans
     }
-    with Testbed(
+    emulation.testbed = testbed = Testbed(
         wanted,
         emulation.abilities,
-        emulation.host.cores,
+        usable_cores(),
         emulation.experiment.emulation.time_scale,
         emulation.experiment.broker.address in CHOICES,
-    ) as testbed:
-        emulation.testbed = testbed
+    )
+    try:
         yield emulation
+    finally:
+        if left := testbed.close():
+            said = "what the emulation made could not be removed: %s; try flexmoe profiles clean"
+            log.warning(said, "; ".join(left))
 
 
 def _fleet_facts(experiment: Experiment, plans: Sequence[DevicePlan]) -> list[dict[str, Any]]:

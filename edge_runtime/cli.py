@@ -140,7 +140,9 @@ def run_device(arguments: Sequence[str]) -> int:
     memory = options.memory_mib * 1024 * 1024 if options.memory_mib else None
     will = up_topic(options.federation, options.id), pack(Gone(LAST_WILL))
     emulated = bool(options.turns or options.shape or options.time_scale != 1.0)
-    telemetry = Telemetry(options.time_scale, not is_loopback(host), sensors=not emulated)
+    own_interface = not (options.shared_host or is_loopback(host))
+    own_sensors = not (options.shared_host or emulated)
+    telemetry = Telemetry(options.time_scale, own_interface, own_sensors)
     turns = SocketTurn(options.turns, options.id) if options.turns else NoTurn()
     with ExitStack() as closing:
         closing.callback(turns.close)

@@ -97,6 +97,11 @@ def device_parser() -> argparse.ArgumentParser:
         "--shape", default="", metavar="TEXT", help="its link, as far as the kernel cannot emulate"
     )
     emulated.add_argument(
+        "--shared-host",
+        action="store_true",
+        help="other devices run here too: this host's interfaces and sensors are not its own",
+    )
+    emulated.add_argument(
         "--time-scale",
         type=factor,
         default=1.0,

@@ -23,7 +23,7 @@ from typing import Literal
 from device_profiles.emulation import sweep
 from edge_runtime.errors import EmulationError
 
-Kind = Literal["group", "leaf", "netns", "interface"]
+Kind = Literal["group", "folder", "leaf", "netns", "interface"]
 _TOKEN = 6
 _LETTERS = string.ascii_lowercase + string.digits
 
@@ -88,6 +88,14 @@ class Belongings:
         return sweep.sweep(self.path)
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process made these."""
+        try:
+            return self.path.read_text().startswith(f"owner {os.getpid()} ")
+        except OSError:
+            return False
+
+    @property
     def owner_lives(self) -> bool:
         """Whether the process that made these still runs; one that has yet to say so does."""
         try:
@@ -113,6 +121,16 @@ def find_leftovers(folder: Path | None = None) -> list[Belongings]:
         return []
     found = [Belongings.of_file(file) for file in files if file.is_file()]
     return [belongings for belongings in found if not belongings.owner_lives]
+
+
+def find_others(folder: Path | None = None) -> list[Belongings]:
+    """Of all runs of other processes that go on now, in the order of their names."""
+    try:
+        files = sorted((folder or default_folder()).iterdir())
+    except OSError:
+        return []
+    found = [Belongings.of_file(file) for file in files if file.is_file()]
+    return [other for other in found if other.owner_lives and not other.is_ours]
 
 
 def _make_private(folder: Path) -> None:

@@ -64,6 +64,8 @@ def _below(mount: Path, root: str, path: str) -> Path:
         own = mount / Path(path).relative_to(root)
     except ValueError:
         return mount
+    if ".." in own.parts:  # outside of what this process's cgroup namespace shows
+        return mount
     return own if own.is_dir() else mount
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ def sweep(file: Path) -> list[str]:
         if kind == "leaf":
             left += remove_leaf(Path(value))
     left += _remove_links(things)
+    for kind, value in things:
+        if kind == "folder" and Path(value).name.startswith(PREFIX):
+            shutil.rmtree(value, ignore_errors=True)
     if not left:
         with contextlib.suppress(FileNotFoundError):
             file.unlink()

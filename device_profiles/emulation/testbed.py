@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +148,18 @@ class Testbed:
 
     def _make(self, cores: float, own_broker: bool) -> None:
         can = self._abilities
+        largest = max(q.cores for want in self._wanted.values() for q in want.quotas.values())
+        if can.cpu and largest > cores:
+            raise EmulationError(
+                f"a device wants {largest:.2f} cores, this host has {cores:g}; choose fewer "
+                "threads, a smaller board or a smaller emulation.time_scale"
+            )
         belongings = Belongings(make_run_token())
-        janitor = Janitor(belongings)
+        try:
+            janitor = Janitor(belongings)
+        except BaseException:
+            belongings.remove_all()
+            raise
         self._cleanup.callback(lambda: self._left.extend(janitor.close()))
         if can.cpu or can.memory:
             self._subtree = open_groups(belongings.run, belongings)
@@ -160,7 +169,7 @@ class Testbed:
             shapes = {name: want.shape for name, want in self._wanted.items()}
             self._network = Network.open(belongings.run, shapes, belongings, can.netem)
         if can.cpu:
-            self._open_turnstile(cores)
+            self._open_turnstile(max(largest, cores - SPARE_CORES), belongings)
 
     def _limits(self, want: Wanted) -> GroupLimits:
         can = self._abilities
@@ -170,18 +179,13 @@ class Testbed:
             pids=MOST_PIDS if can.pids else None,
         )
 
-    def _open_turnstile(self, cores: float) -> None:
-        largest = max(q.cores for want in self._wanted.values() for q in want.quotas.values())
-        if largest > cores:
-            raise EmulationError(
-                f"a device wants {largest:.2f} cores, this host has {cores:g}; choose fewer "
-                "threads, a smaller board or a smaller emulation.time_scale"
-            )
-        folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flexmoe-"))
-        os.chmod(folder, 0o700)
+    def _open_turnstile(self, cores: float, belongings: Belongings) -> None:
+        folder = Path(tempfile.gettempdir()) / f"flexmoe-turns-{belongings.run}"
+        belongings.note("folder", folder)
+        folder.mkdir(mode=0o700)
         turnstile = Turnstile(
-            Path(folder) / "turns",
-            max(largest, cores - SPARE_CORES),
+            folder / "turns",
+            cores,
             {
                 name: {phase: quota.cores for phase, quota in want.quotas.items()}
                 for name, want in self._wanted.items()

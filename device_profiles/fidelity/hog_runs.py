@@ -101,7 +101,10 @@ def cpu_share(
 
 
 def memory_at_kill(group: Group, limit_bytes: int, log: Path) -> int | None:
-    """The group's peak, in bytes, when the kernel killed a hog in it; None if it did not."""
+    """The group's peak, in bytes, when the kernel killed a hog in it; None if it did not.
+
+    Where the kernel tells no peak (cgroup v2 before Linux 5.19), the limit that it killed at.
+    """
     command = _command(None, "memory", str(2 * limit_bytes))
     child = ChildProcess.start(command, "memory hog", log, join=group.join)
     until_s = time.monotonic() + _START_S + _MIB_S * limit_bytes / (1 << 20)
@@ -109,7 +112,9 @@ def memory_at_kill(group: Group, limit_bytes: int, log: Path) -> int | None:
         while child.poll() is None and time.monotonic() < until_s:
             time.sleep(_POLL_S)
         usage = group.usage()
-        return usage.memory_peak_bytes if usage.memory_kills else None
+        if not usage.memory_kills:
+            return None
+        return usage.memory_peak_bytes or usage.memory_limit_bytes
     finally:
         group.kill()
         stop_all([child])

@@ -174,8 +174,8 @@ class _Life:
                     events.append("came")
         if self._leaving_s is not None and self.running and self._overdue(now_s):
             self._signal(signal.SIGKILL)
-        # One that is still going comes back when it has gone.
-        if self._start_s is not None and now_s >= self._start_s and not self.running:
+        # One that is still going comes back when it has gone, and its end has been noted.
+        if self._start_s is not None and now_s >= self._start_s and self.process is None:
             self._start(now_s)
         return events
 
@@ -188,6 +188,7 @@ class _Life:
         command += ["--data", str(member.shard), "--broker", f"{settings.host}:{settings.port}"]
         command += ["--federation", settings.federation, "--trainer", settings.trainer]
         command += ["--state", str(settings.state_directory), *member.options]
+        command += ["--shared-host"] if member.place.netns is None else []
         self.process = ChildProcess.start(
             [*command, *member.place.options],
             member.name,
@@ -199,8 +200,9 @@ class _Life:
         self._began_s, self._start_s, self._leaving_s = now_s, None, None
 
     def _leave(self, now_s: float) -> str:
-        self._leaving_s = now_s
-        self._signal(signal.SIGKILL if self.member.cut else signal.SIGTERM)
+        if self._leaving_s is None:  # else it is on its way, and has its time for that
+            self._leaving_s = now_s
+            self._signal(signal.SIGKILL if self.member.cut else signal.SIGTERM)
         return "was cut off" if self.member.cut else "left"
 
     def _signal(self, number: int) -> None:

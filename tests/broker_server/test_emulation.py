@@ -86,7 +86,9 @@ def test_best_effort_goes_on_and_every_report_says_what_is_not_enforced(host: Ab
         running.check()
         assert running.broker_host == "127.0.0.1"
         facts = running.closing_facts()
-        (one, _, other) = (running._member(plan, Path("x.npz")) for plan in running.plans)
+        (one, _, other) = (
+            running._member(plan, Path("x.npz"), Path("cache")) for plan in running.plans
+        )
     assert facts["not_enforced"] == ["cpu: not root", "memory: not root"]
     assert facts["enforcement"]["link"] == "emulated in user space"
     lines = running.lines()
@@ -95,7 +97,11 @@ def test_best_effort_goes_on_and_every_report_says_what_is_not_enforced(host: Ab
     # Links are emulated by the devices themselves.
     assert one.place.netns is None and "--shape" in one.place.options
     assert "--turns" not in one.place.options
-    assert list(other.options) == ["--board", "pi-zero-2w", "--link", "nb-iot", "--threads", "2"]
+    assert list(other.options[:6]) == [
+        *("--board", "pi-zero-2w", "--link", "nb-iot"),
+        *("--threads", "2"),
+    ]
+    assert list(other.options[6:]) == ["--cache", "cache/device-02"]
     assert other.cut and not one.cut
 
 
@@ -107,7 +113,7 @@ def test_off_starts_plain_processes_that_still_come_and_go_and_says_so(host: Abi
     planned = plan_emulation(experiment(enforce="off"))
     with opened(planned) as running:
         assert running.testbed is None and running.time_scale == 1.0
-        (one, *_) = (running._member(plan, Path("x.npz")) for plan in running.plans)
+        (one, *_) = (running._member(p, Path("x.npz"), Path("cache")) for p in running.plans)
         assert one.place.options == () and list(one.options)[:2] == ["--board", "pi-4b"]
         assert any("nothing is enforced" in line for line in running.lines())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -171,6 +172,38 @@ def test_a_device_that_its_memory_limit_killed_is_named_and_starts_again(
                 assert time.monotonic() < end_s
                 assert devices.tick() == []
                 time.sleep(0.01)
+
+
+def test_a_device_that_comes_back_while_it_is_dying_is_started_once_its_end_is_noted(
+    tmp_path: Path, shard: Path, silent: int
+) -> None:
+    """Else the end, and a kill with it, would be taken for the next process's."""
+    plan = changes((0.0, True), (1000.0, False), (1001.0, True))
+    only = Member("only", shard, changes=plan, cut=True)
+    with fleet(tmp_path, only, port=silent, time_scale=1000.0) as devices:
+        (life,) = devices._lives.values()
+        first = life.process
+        assert first is not None
+        events = wait_for(devices, "came")
+        assert [event.split()[-1] for event in events] == ["off", "came"]
+        end_s = time.monotonic() + ENOUGH_S
+        while life.process is None or life.process is first:
+            assert time.monotonic() < end_s
+            devices.tick()
+        assert devices.lost == {"only"} and first.poll() is not None
+
+
+def test_who_is_told_to_leave_twice_keeps_the_time_that_it_has_for_that(
+    tmp_path: Path, shard: Path, silent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = (0.0, True), (1.0, False), (2.0, True), (3.0, False), (4.0, True), (5.0, False)
+    with fleet(tmp_path, Member("only", shard, changes=changes(*times)), port=silent) as devices:
+        (life,) = devices._lives.values()
+        sent: list[int] = []
+        monkeypatch.setattr(life, "_signal", sent.append)  # it hears nothing
+        for now_s in (1.0, 2.0, 3.0, 4.0, 5.0, 5.9, 6.1):
+            life.tick(now_s)
+        assert sent == [signal.SIGTERM, signal.SIGKILL]
 
 
 @pytest.mark.parametrize("restart_s", [None, 0.0])

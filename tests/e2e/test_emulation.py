@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def remains() -> set[str]:
         links = subprocess.run(["ip", "-j", "link"], capture_output=True, text=True).stdout
         found |= {link["ifname"] for link in json.loads(links) if link["ifname"][:2] == "fm"}
     notes = default_folder()
-    return found | {str(path) for path in (notes.iterdir() if notes.is_dir() else ())}
+    found |= {str(path) for path in (notes.iterdir() if notes.is_dir() else ())}
+    return found | {str(path) for path in Path(tempfile.gettempdir()).glob("flexmoe-*")}
 
 
 @pytest.fixture

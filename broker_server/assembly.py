@@ -51,7 +51,7 @@ def assemble(
         spool,
         spec.experts,
         watch=host.check,
-        life=Life(host.time_scale, host.held_s, host.killed),
+        life=Life(host.time_scale, host.held_s, host.killed, host.sees_ends, host.end_turn),
     )
     return Federation(
         experiment=experiment,

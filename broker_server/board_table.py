@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import RenderableType
@@ -52,12 +53,13 @@ def _cells(row: BoardRow) -> list[str]:
 
 
 def _reasons(rows: Sequence[BoardRow]) -> list[Table]:
-    """A line for each board and what bound it."""
-    lines = {
-        f"{row.board or row.link or 'devices'}: {limit}: {why}": None
+    """A line for each board, and link where it has several, and what bound it."""
+    boards = Counter(row.board for row in rows)
+    lines = [
+        f"{_name(row, boards[row.board] > 1)}: {limit}: {why}"
         for row in rows
         for limit, why in row.why.items()
-    }
+    ]
     if not lines:
         return []
     table = titled("What bound them, in the newest figures", show_header=False)
@@ -65,6 +67,11 @@ def _reasons(rows: Sequence[BoardRow]) -> list[Table]:
     for line in lines:
         table.add_row(Text(line))
     return [table]
+
+
+def _name(row: BoardRow, by_link: bool) -> str:
+    parts = [row.board, row.link if by_link or not row.board else ""]
+    return ", ".join(filter(None, parts)) or "devices"
 
 
 def _memory(row: BoardRow) -> str:

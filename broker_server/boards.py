@@ -14,10 +14,11 @@ from broker_server.record import ClientRound, Device, RoundRecord
 class BoardRow:
     """The devices of one board on one class of link; None for what none of them told.
 
-    `asked` and `given` are mean numbers of experts over all device-rounds, `given_last` that of the
-    last round in which one of them had work. `limits` counts device-rounds by what bound k_c, and
-    `why` has the newest figures of each. `train_s` and `fetch_s` are medians, `cpu_s` is the sum,
-    `throttled_share` the mean. `memory_peak_mib` is the largest, under its `memory_limit_mib`.
+    `asked` and `given` are mean numbers of experts over all device-rounds with work, of the
+    attempts that counted; `given_last` that of the last round in which one of them had work.
+    `limits` counts device-rounds by what bound k_c, and `why` has the newest figures of each.
+    `train_s` and `fetch_s` are medians, `cpu_s` is the sum, `throttled_share` the mean.
+    `memory_peak_mib` is the largest, under its `memory_limit_mib`.
     `kills` and `left` count device-rounds that ended so.
     """
 

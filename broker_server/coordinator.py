@@ -6,7 +6,7 @@ world stands in `Federation`; what it leaves is the next `State` and a `RoundRec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from broker_server.capacities import (
     found_caps,
     overtaxed,
 )
+from broker_server.capacity import Cap
 from broker_server.dear import dear_pairs, without_dear
 from broker_server.demand import Demand
 from broker_server.evaluation import GlobalEvaluation
@@ -43,6 +44,8 @@ from broker_server.state import State
 from broker_server.update import decode_update
 from broker_server.work import Answer
 from edge_runtime.errors import FleetError
+from edge_runtime.parts import ModelParts
+from edge_runtime.protocol.messages import Assign, Report
 
 
 @dataclass(frozen=True)
@@ -128,30 +131,12 @@ def run_round(
     caps = {**state.caps, **found}
     given = {client: len(chosen) for client, chosen in experts.items()}
     paces = paces_after(held.paces, given, answers, sizes, demand, number)
-    need = experiment.round.quorum_of(len(clients))
-    if len(reports) < need:
-        fewer = overtaxed(answers, given, experiment)
-        turn = attempt.number < len(able) > len(clients)
-        enough = len(reports) + len(found) + len(fewer) >= need or turn
-        why = begun_again(number, found, fewer, turn)
-        if why and enough and attempt.number < experiment.model.experts + len(able):
-            again = (*attempt.events, *missing(answers), *held.events, why)
-            raise BeginAgain(
-                replace(state, caps=caps, paces=paces, credit=credit),
-                Attempt(attempt.number + 1, attempt.began_s, again),
-            )
-        raise FleetError(
-            f"round {number}: {len(reports)} of {len(clients)} devices answered in time, "
-            f"round.quorum asks for {need}; {_why(answers)}"
-        )
+    if len(reports) < experiment.round.quorum_of(len(clients)):
+        taught = replace(state, caps=caps, paces=paces, credit=credit)
+        raise too_few(taught, federation, attempt, answers, found, given, len(able), held.events)
 
     # 7. Aggregate: one update at a time, in the order of names.
-    aggregator = Aggregator(state.model)
-    for client in sorted(reports):
-        data, assign, size = federation.spool.get(client), work.assigns[client], sizes[client]
-        aggregator.add(decode_update(data, reports[client], assign, size, state.model))
-    model = aggregator.result()
-    federation.spool.clear()
+    model = aggregated(state.model, federation.spool, reports, work.assigns, sizes)
 
     # 8. Score and evaluate. Load counts what was trained: a lost update leaves its deficit.
     trained = assignment.X & np.array([[client in reports] for client in clients])
@@ -190,6 +175,56 @@ def run_round(
     return state, record
 
 
+def too_few(
+    state: State,
+    federation: Federation,
+    attempt: Attempt,
+    answers: Mapping[str, Answer],
+    found: Mapping[str, Cap],
+    given: Mapping[str, int],
+    able: int,
+    events: Sequence[str],
+) -> BeginAgain | FleetError:
+    """What to raise for an attempt in which too few answered.
+
+    `state` is what it taught; `found` what devices needed that lacked memory; `given` how many
+    experts each had. `able` devices could have taken part; `events` tell of their capacities.
+    """
+    experiment, number = federation.experiment, state.round + 1
+    need = experiment.round.quorum_of(len(answers))
+    count = sum(answer.report is not None for answer in answers.values())
+    fewer = overtaxed(answers, given, experiment)
+    turn = attempt.number < able > len(answers)
+    enough = count + len(found) + len(fewer) >= need or turn
+    why = begun_again(number, found, fewer, turn)
+    if why and enough and attempt.number < experiment.model.experts + able:
+        again = (*attempt.events, *missing(answers), *events, why)
+        return BeginAgain(state, Attempt(attempt.number + 1, attempt.began_s, again))
+    return FleetError(
+        f"round {number}: {count} of {len(answers)} devices answered in time, "
+        f"round.quorum asks for {need}; {_why(answers, federation.incidents())}"
+    )
+
+
+def aggregated(
+    model: ModelParts,
+    spool: Spool,
+    reports: Mapping[str, Report],
+    assigns: Mapping[str, Assign],
+    sizes: Mapping[str, int],
+) -> ModelParts:
+    """`model` with the updates that these `reports` name; they are not kept.
+
+    `sizes` are the clients' numbers of samples.
+    """
+    aggregator = Aggregator(model)
+    for client in sorted(reports):
+        data, assign, size = spool.get(client), assigns[client], sizes[client]
+        aggregator.add(decode_update(data, reports[client], assign, size, model))
+    spool.clear()
+    return aggregator.result()
+
+
 def run_rounds(
     state: State,
     federation: Federation,
@@ -217,10 +252,11 @@ def present_clients(federation: Federation) -> list[str]:
         federation.exchange.gather(need, experiment.round.join_timeout_s)
     clients = federation.roster.present
     if len(clients) < need:
+        advice = "start the missing devices, or lower round.quorum or data.devices"
         raise FleetError(
             f"{len(clients)} of {experiment.data.devices} devices are connected, a round needs "
-            f"{need} (round.quorum = {experiment.round.quorum}); start the missing devices, or "
-            "lower round.quorum or data.devices"
+            f"{need} (round.quorum = {experiment.round.quorum}); "
+            f"{'; '.join(federation.incidents())[:500] or advice}"
         )
     return clients
 
@@ -244,5 +280,6 @@ def missing(answers: Mapping[str, Answer]) -> list[str]:
     return [f"{c}: {a.status}: {a.detail}" for c, a in answers.items() if a.status != "ok"]
 
 
-def _why(answers: Mapping[str, Answer]) -> str:
-    return "; ".join(f"{c}: {a.detail}" for c, a in answers.items() if a.status != "ok")[:500]
+def _why(answers: Mapping[str, Answer], incidents: Sequence[str]) -> str:
+    said = "; ".join(f"{c}: {a.detail}" for c, a in answers.items() if a.status != "ok")
+    return "; ".join(filter(None, [said[:500], "; ".join(incidents)[:500]]))

@@ -73,9 +73,9 @@ class Exchange:
         self._connections = mailbox.link.connections
         self._life = life or Life()
         self._open = OpenWork(self._life, clock)
-        self._processes = Processes()
+        self._processes = Processes(self._life.sees_ends)
         self.restarted: Mapping[str, Restart] = self._processes.restarted
-        self._ahead_s = 0.0  # of life: how much more of it has passed in rounds than here
+        self._ahead_s = 0.0  # of life: how much more of it has passed than here
         self._stop: Stop | None = None
         self._told_s = 0.0  # when the last account came
         self.holdings = Holdings()
@@ -83,7 +83,7 @@ class Exchange:
         self.accounts = Accounts(session, experts, mailbox.link.settled_bytes)
 
     def now_s(self) -> float:
-        """Seconds of life: the server's own as they pass here, a round's as devices live them."""
+        """Seconds of life: the server's own as they pass here, others as devices live them."""
         return self._clock() + self._ahead_s
 
     def gather(
@@ -94,7 +94,7 @@ class Exchange:
         watch: Callable[[], None] = lambda: None,
         enough: Callable[[], int] | None = None,
     ) -> None:
-        """Call the roll until `expected` devices are there or `timeout_s` is over.
+        """Call the roll until `expected` devices are there or `timeout_s` of life is over.
 
         `joined` is told of each new count; `watch` is called often, and may raise; `enough` says
         how many of those expected there can be now.
@@ -105,8 +105,9 @@ class Exchange:
             if count != (count := self._roster.count):
                 joined(count)
             now_s = self._clock()
-            left_s = began_s + timeout_s - now_s
+            left_s = began_s + timeout_s / self._life.time_scale - now_s
             if count >= (enough() if enough else expected) or left_s <= 0:
+                self._ahead_s += (self._life.time_scale - 1) * (now_s - began_s)
                 return
             # Before the first call all is heard that was said: it need not be said again.
             quiet |= now_s - began_s >= ROLLCALL_EVERY_S
@@ -133,6 +134,8 @@ class Exchange:
             self._mind_own_connection()
             self._intake.ask()
             self._turn(POLL_S)
+            self._open.expire_all()
+        self._look()  # who went last may have been killed
         answers = self._open.close()
         for client in [client for client, answer in answers.items() if answer.status == "gone"]:
             self._roster.leave(client)

@@ -11,6 +11,8 @@ from broker_server.work import Answer, Progress, Work
 from edge_runtime.errors import WireError
 from edge_runtime.protocol.messages import Failed, Holding, Report, same_work
 
+LOOK_S = 0.25
+
 
 class OpenWork:
     """A round's progresses by client. Seconds are those of the devices' lives (`Life`)."""
@@ -22,6 +24,7 @@ class OpenWork:
         self._progress: dict[str, Progress] = {}
         # Those without an answer; who is gone comes after who is not.
         self._open: OrderedDict[str, Progress] = OrderedDict()
+        self._looked_s = -LOOK_S  # for those whose time is over
         self.lived_s = 0.0
         """How long the round was for the device that took longest to its answer."""
 
@@ -84,7 +87,7 @@ class OpenWork:
 
     def came(self, client: str, restart: Restart | None) -> None:
         """A device without an answer is back; `restart`: as another process."""
-        self._open[client].come(restart)
+        self._open[client].come(restart, self._life.sees_ends)
         self._open.move_to_end(client, last=False)
 
     def all_left(self) -> None:
@@ -98,10 +101,21 @@ class OpenWork:
         if (progress := self._open.get(client)) is not None and progress.late:
             self.answer(client, progress.closed())
 
+    def expire_all(self) -> None:
+        """The time of any device may be over, though it says nothing; looks now and then."""
+        if (now_s := self._clock()) - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            for client in list(self._open):
+                self.expire(client)
+
     def answer(self, client: str, answer: Answer) -> None:
-        """This is what came of a device's open work."""
+        """This is what came of a device's open work, which it does not finish any more.
+
+        It may hang with its turn, and life stands still for all who wait for that.
+        """
         self._open[client].answer = answer
         self.settle(client)
+        self._life.end_turn(client)
 
     def settle(self, client: str) -> None:
         """The device may have an answer by now."""

@@ -15,11 +15,14 @@ class Processes:
     """What is known of all devices' processes, in one life of the server.
 
     A device counts the kernel's memory kills in its group and tells them in each hello; the host of
-    an emulation may know of a kill before that, and then the hello's count says nothing new.
+    an emulation may know of a kill before that, and then the hello's count says nothing new. Where
+    the host `sees_ends` of all processes, it never does.
     """
 
-    def __init__(self) -> None:
-        # What ended the last process of those who came as another one since they had work.
+    def __init__(self, sees_ends: bool = False) -> None:
+        self._sees_ends = sees_ends
+        # What ended the last process of those who came as another one since they had work; of
+        # several ends a kill is what counts.
         self.restarted: dict[str, Restart] = {}
         self._kills: dict[str, int] = {}  # as the last hello told
         self._told: set[str] = set()  # of whose kill the host has told, and no hello since
@@ -49,10 +52,14 @@ class Processes:
         if client in self._told:
             self._told.remove(client)
             return "other"  # that one had its answer; what it may have now it never saw
-        # A count that fell, or is not told, is of another group.
-        known = "other" if 0 <= before == kills else "unknown"
-        self.restarted[client] = "killed" if risen else known  # type: ignore[assignment]
-        return self.restarted[client]
+        restart: Restart = "unknown"  # a count that fell, or is not told, is of another group
+        if self._sees_ends or 0 <= before == kills:
+            restart = "other"
+        elif risen:
+            restart = "killed"
+        if self.restarted.get(client) != "killed":
+            self.restarted[client] = restart
+        return restart
 
     def measured(self, client: str, telemetry: Mapping[str, float]) -> None:
         """What a report says: the memory limit, if there is one."""

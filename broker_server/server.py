@@ -209,7 +209,7 @@ def _gather(federation: Federation, sinks: Sequence[Sink], host: Host, resumed: 
 
     federation.exchange.gather(
         expected,
-        experiment.round.join_timeout_s,
+        experiment.round.join_timeout_s * host.time_scale,  # processes start in our time
         joined,
         host.check_joining,
         enough=lambda: max(need, host.expected(expected)),

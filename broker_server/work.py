@@ -99,15 +99,16 @@ class Progress:
         self.gone_at_s, self.said_goodbye = self.clock(), reason != LAST_WILL
         self.lost |= reason == LAST_WILL
 
-    def come(self, restart: Restart | None) -> None:
+    def come(self, restart: Restart | None, sees_ends: bool = False) -> None:
         """It said hello; `restart`: as another process, and why.
 
         One that ends twice at the same work is suspected whatever its count of kills says: the
-        count begins anew where each process has a new group.
+        count begins anew where each process has a new group. Not so where the host `sees_ends`.
         """
         self.gone_at_s, self.said_goodbye = None, False
         self.restarts += restart is not None
-        self.reborn |= restart == "unknown" or (restart is not None and self.restarts > 1)
+        twice = restart is not None and self.restarts > 1
+        self.reborn |= restart == "unknown" or (twice and not sees_ends)
 
     def ask_again(self, fetch: Fetch, chunk_bytes: int) -> None:
         """It asks for chunks of its frames; `WireError` once it had each twice, and a window."""

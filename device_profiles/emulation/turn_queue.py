@@ -43,6 +43,10 @@ class TurnQueue:
         """Whether the device has asked and not begun."""
         return name in self._waiting
 
+    def busy(self, name: str) -> bool:
+        """Whether the device holds a quota, or waits for one."""
+        return name in self._held or name in self._waiting
+
     def ask(self, name: str, phase: Phase) -> list[Change]:
         """The device, which does not wait, wants to begin `phase`; what changes by that."""
         quota, held = self._quotas[name][phase], self._held.get(name)

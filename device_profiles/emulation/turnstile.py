@@ -58,6 +58,7 @@ class Turnstile:
         self._waited_s = dict.fromkeys(quotas, 0.0)
         self._since_s: dict[str, float] = {}  # of those who wait
         self._guests: dict[str, _Guest] = {}  # by name
+        self._to_end: deque[str] = deque()  # names of those whose turns are to end
         self._listener = _listen_at(path)
         self._waker, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -68,21 +69,31 @@ class Turnstile:
 
     def waited_s(self, name: str) -> float:
         """How long the device has waited for its turns, with the wait under way, in seconds."""
-        return self.waits().get(name, 0.0)
+        with self._lock:
+            return self._waited(name, time.monotonic())
 
     def waits(self) -> Mapping[str, float]:
         """`waited_s` of all devices."""
         with self._lock:
             now_s = time.monotonic()
-            return {
-                name: waited_s + now_s - self._since_s.get(name, now_s)
-                for name, waited_s in self._waited_s.items()
-            }
+            return {name: self._waited(name, now_s) for name in self._waited_s}
+
+    def end_turn(self, name: str) -> None:
+        """Take from the device its turn, or its place in the queue, whatever it does.
+
+        Its connection is closed: if it lives it gives up this work, and connects for the next.
+        """
+        self._to_end.append(name)
+        with contextlib.suppress(OSError):  # all turns have ended
+            self._waker.send(b"e")
 
     def close(self) -> None:
         """Give no more turns; devices that ask are told so by their connection's end."""
         self._waker.close()
         self._thread.join()
+
+    def _waited(self, name: str, now_s: float) -> float:
+        return self._waited_s.get(name, 0.0) + now_s - self._since_s.get(name, now_s)
 
     # --- the thread ----------------------------------------------------------------------------
 
@@ -96,14 +107,25 @@ class Turnstile:
     def _serve_some(self) -> bool:
         for key, _ in self._selector.select():
             if key.fileobj is self._woken:
-                return False
-            if key.fileobj is self._listener:
+                if not self._woken.recv(_MOST_NAME_BYTES):
+                    return False
+                self._end_turns()
+            elif key.fileobj is self._listener:
                 self._let_in()
             elif self._selector.get_map().get(key.fd) is key:  # it is not gone by now
                 self._hear(key.data)
         return True
 
+    def _end_turns(self) -> None:
+        while self._to_end:
+            name = self._to_end.popleft()
+            if name in self._guests:
+                self._hear(self._guests[name])  # it may have said that it is over
+            if name in self._guests and self._queue.busy(name):
+                self._drop(self._guests[name], f"{name} has had its time")
+
     def _end(self) -> None:
+        self._count_waits(all_over=True)
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
@@ -201,11 +223,12 @@ class Turnstile:
                 with contextlib.suppress(OSError):  # it is gone, and the selector will say so
                     guest.link.send(GRANTED)
 
-    def _count_waits(self) -> None:
-        """Those who wait no longer have waited until now."""
+    def _count_waits(self, all_over: bool = False) -> None:
+        """Those who wait no longer have waited until now; `all_over`: nobody waits any more."""
         with self._lock:
             now_s = time.monotonic()
-            for name in [name for name in self._since_s if not self._queue.waits(name)]:
+            waits = [] if all_over else list(filter(self._queue.waits, self._since_s))
+            for name in self._since_s.keys() - waits:
                 self._waited_s[name] += now_s - self._since_s.pop(name)
 
 

@@ -58,7 +58,11 @@ class Server:
         assert len(self.roster.present) == expected
 
     def run(
-        self, devices: Sequence[Device], number: int = 1, attempt: int = 1
+        self,
+        devices: Sequence[Device],
+        number: int = 1,
+        attempt: int = 1,
+        rejoin_s: float = REJOIN_S,
     ) -> dict[str, Answer]:
         experts = {device.name: [i % 3, 3] for i, device in enumerate(devices)}
 
@@ -72,7 +76,7 @@ class Server:
             return make_assign(chosen, number=number, attempt=attempt, artifacts=artifacts)
 
         work = Work({client: plan(client) for client in experts}, plan, self.model)
-        return self.exchange.run(work, DEADLINE_S, REJOIN_S)
+        return self.exchange.run(work, DEADLINE_S, rejoin_s)
 
     def assert_ok(self, answers: dict[str, Answer], *devices: Device) -> None:
         """These devices' answers are what they sent, to the byte."""

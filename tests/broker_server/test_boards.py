@@ -177,6 +177,25 @@ def test_the_table_and_why() -> None:
     assert not any("older" in line for line in lines)  # the newest counts
 
 
+def test_reasons_name_the_link_where_a_board_has_several() -> None:
+    zero = rows()[1]
+    crowd = [
+        replace(zero, link="lte-m", why={"link": "slow"}),
+        replace(zero, link="wifi", why={"compute": "busy"}),
+        replace(zero, board="pi-4b", why={"memory": "full"}),
+        replace(zero, board="", link="wifi", why={"memory": "full"}),
+        replace(zero, board="", link="", why={"memory": "none"}),
+    ]
+    lines = text(crowd)
+    assert [line.strip() for line in lines[-5:]] == [
+        "pi-zero-2w, lte-m: link: slow",
+        "pi-zero-2w, wifi: compute: busy",
+        "pi-4b: memory: full",
+        "wifi: memory: full",
+        "devices: memory: none",
+    ]
+
+
 def test_a_crowd_of_boards_fits_100_columns() -> None:
     wide = replace(
         rows()[1],

@@ -298,6 +298,10 @@ def test_who_was_late_or_killed_may_do_with_fewer_experts() -> None:
     assert overtaxed(LATE, {**given, "a": 1}, Fleet().experiment) == killed
     assert overtaxed(LATE, {**given, "d": 1}, Fleet().experiment) == late
     assert overtaxed(LATE, given, Fleet(policy="full").experiment) == {}
+    killed_waiting = {"a": Answer("killed", observed=Observed(kept_waiting=True))}
+    assert overtaxed(killed_waiting, given, Fleet().experiment) == {
+        "a": "was killed with 2 experts"
+    }
     assert overtaxed({"a": Answer("gone"), "b": Answer("failed")}, given, Fleet().experiment) == {}
 
 

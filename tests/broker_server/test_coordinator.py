@@ -845,11 +845,15 @@ def test_too_few_devices_that_can_hold_an_expert(
 
 def test_too_few_devices_to_begin_with(digits: Dataset, tmp_path: Path) -> None:
     experiment = make_experiment(round={"join_timeout_s": 0.1})
-    with (
-        Server(experiment, digits, MemoryBroker(), tmp_path) as server,
-        pytest.raises(FleetError, match="0 of 4 devices are connected, a round needs 2"),
-    ):
-        run_round(first_state(), server.federation)
+    with Server(experiment, digits, MemoryBroker(), tmp_path) as server:
+        for incidents, why in (
+            ([], r"start the missing devices, or lower round\.quorum or data\.devices"),
+            (["2.0 s: device-01 was cut off", "3.0 s: device-02 left"], "device-01 .* device-02"),
+        ):
+            federation = dataclasses.replace(server.federation, incidents=incidents.copy)
+            text = rf"0 of 4 devices are connected, a round needs 2 \(.* = 0\.5\); .*{why}"
+            with pytest.raises(FleetError, match=text):
+                run_round(first_state(), federation)
 
 
 class Turncoat(ReferenceTrainer):

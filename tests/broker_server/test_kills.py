@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from broker_server.coordinator import run_round
 from broker_server.life import Life
 from broker_server.processes import Processes
 from broker_server.work import Answer
+from edge_runtime.errors import FleetError
 from edge_runtime.protocol.messages import Assign, Welcome
 from tests.broker_server.exchange_stage import DEADLINE_S, REJOIN_S, Server, forget
 from tests.broker_server.scripted_device import HELLO, Device
+from tests.broker_server.scripted_fleet import Fleet, experiment
 
 BACK_S = 1.0  # until a process is there again
 
@@ -192,6 +195,79 @@ def test_a_device_that_was_given_work_while_it_was_dead(tmp_path: Path) -> None:
     answers = server.run([mortal], 2)
     server.assert_ok(answers, mortal)
     assert not answers["a"].observed.restarted
+
+
+# --- a host that sees all ends --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kills", "rises"), [(0, 0), (-1, 0), (3, -1), (0, 1)])
+@pytest.mark.parametrize("lives", [1, 2, 3])
+def test_a_host_that_sees_all_ends_suspects_none_that_it_did_not_name(
+    tmp_path: Path, kills: int, rises: int, lives: int
+) -> None:
+    server = Server(tmp_path, life=Life(sees_ends=True))
+    mortal = Mortal(server, "a", kills, lives)
+    mortal.rises = rises
+    answers = play(server, mortal)
+    server.assert_ok(answers, mortal)
+    assert not answers["a"].observed.restarted
+    assert server.exchange.restarted == {"a": "other"}
+
+
+@pytest.mark.parametrize(("sees_ends", "too_many"), [(True, 0), (False, 2)])
+def test_a_resumed_run_of_such_a_host_suspects_none(
+    tmp_path: Path, sees_ends: bool, too_many: int
+) -> None:
+    """All processes are new then, and none of them ended at the work before."""
+    before = Fleet(tmp_path / "before", experiment()).run(1)
+    suspect = dataclasses.replace(before.paces["a"], suspect=2)
+    state = dataclasses.replace(before, paces={**before.paces, "a": suspect})
+    fleet = Fleet(tmp_path / "after", experiment(), life=Life(sees_ends=sees_ends))
+    pace = fleet.run(2, state).paces["a"]
+    assert (pace.suspect, pace.too_many) == (0, too_many)
+
+
+def test_such_a_host_still_tells_of_kills(tmp_path: Path) -> None:
+    host = Host()
+    server = Server(tmp_path, life=Life(killed=host.killed, sees_ends=True))
+    mortal, other = Mortal(server, "a"), server.device("b")
+    mortal.died = lambda: host.names.append("a")
+    assert play(server, mortal, other)["a"].status == "killed"
+    server.gather(2)
+    assert server.exchange.restarted == {"a": "killed"}
+
+
+def test_a_missed_quorum_tells_what_the_host_knows(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, experiment(round={"quorum": 1.0}))
+    lost = fleet.devices["a"]
+    lost.work = lambda assign: lost.link.kill()  # type: ignore[method-assign]
+    told = dataclasses.replace(fleet.federation, incidents=lambda: ["9.0 s: a was cut off"])
+    with pytest.raises(FleetError, match=r"a: disconnected and did .*; 9\.0 s: a was cut off"):
+        run_round(fleet.start, told)
+
+
+def test_a_kill_is_not_forgotten_for_a_power_cut_after_it() -> None:
+    for sees_ends in (False, True):
+        processes = Processes(sees_ends)
+        assert processes.greeted("a", 4, fresh=True, there=False) != "killed"
+        processes.killed("a")
+        for _ in range(3):
+            assert processes.greeted("a", 5, fresh=True, there=False) == "other"
+        assert processes.restarted == {"a": "killed"}
+        processes.given_work(["a"])
+        assert processes.greeted("a", 5, fresh=True, there=False) == "other"
+        assert processes.restarted == {"a": "other"}
+
+
+def test_a_kill_is_one_though_nobody_is_waited_for(tmp_path: Path) -> None:
+    """Its last will comes before the host has seen its end."""
+    host = Host()
+    server = Server(tmp_path, life=Life(killed=host.killed))
+    mortal = Mortal(server, "a")
+    mortal.back_after_s = DEADLINE_S
+    mortal.died = lambda: host.names.append("a")
+    server.gather(1)
+    assert server.run([mortal], rejoin_s=0.0)["a"].status == "killed"
 
 
 def test_what_ended_a_process() -> None:

@@ -10,6 +10,7 @@ from broker_server.life import Life
 from edge_runtime.protocol.messages import Assign, Fetch
 from tests.broker_server.exchange_stage import DEADLINE_S, REJOIN_S, Server, three
 from tests.broker_server.scripted_device import Device
+from tests.broker_server.scripted_fleet import Fleet, experiment
 
 SCALE = 4.0
 EXACTLY = 0.3  # how often the server looks
@@ -111,6 +112,91 @@ def test_what_was_waited_before_does_not_count(tmp_path: Path) -> None:
     began_s = server.world.now_s
     assert server.run([late, *rest])["a"].status == "late"
     assert server.world.now_s - began_s == pytest.approx(DEADLINE_S, abs=EXACTLY)
+
+
+class Turns:
+    """One turn, which ``a`` holds; all others wait for it, and life stands still for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.over_s: float | None = None
+        self.ended: list[str] = []
+        self.began_s = 0.0
+        self.server = Server(folder, life=Life(held_s=self.held_s, end_turn=self.end))
+
+    def held_s(self, client: str) -> float:
+        if client == "a":
+            return 0.0
+        return (self.server.world.now_s if self.over_s is None else self.over_s) - self.began_s
+
+    def end(self, client: str) -> None:
+        self.ended.append(client)
+        if client == "a":
+            self.over_s = self.server.world.now_s
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_device_that_hangs_with_its_turn_holds_up_nobody_for_ever(
+    tmp_path: Path, lost: bool
+) -> None:
+    turns = Turns(tmp_path)
+    server, world = turns.server, turns.server.world
+    hangs, *others = three(server)
+    turns.began_s = world.now_s
+    hangs.work = lambda assign: hangs.link.kill() if lost else None  # type: ignore[method-assign]
+    for device in others:
+        start_later(turns, device, 2.0)
+    answers = server.run([hangs, *others])
+    assert answers["a"].status == ("gone" if lost else "late")
+    server.assert_ok(answers, *others)
+    assert turns.ended == ["a"]
+    assert turns.over_s is not None
+    assert turns.over_s - turns.began_s == pytest.approx(DEADLINE_S, abs=2 * EXACTLY)
+    assert world.now_s - turns.over_s == pytest.approx(2.0, abs=2 * EXACTLY)
+
+
+def start_later(turns: Turns, device: Device, seconds: float) -> None:
+    """The device works, for so long, when it has the turn."""
+    plain, work = device.work, list[Assign]()
+    device.work = work.append  # type: ignore[method-assign]
+
+    def act() -> None:
+        if turns.over_s is not None and turns.server.world.now_s >= turns.over_s + seconds:
+            while work:
+                plain(work.pop())
+
+    turns.server.world.actors.append(act)
+
+
+def test_the_turns_of_those_who_did_not_answer_end_with_the_round(tmp_path: Path) -> None:
+    """Not of those who did: they may have one already for what comes next."""
+    ended: list[str] = []
+    server = Server(tmp_path, life=Life(end_turn=ended.append))
+    lost, *rest = three(server)
+    lost.work = lambda assign: lost.link.kill()  # type: ignore[method-assign]
+    assert server.run([lost, *rest])["a"].status == "gone"
+    assert ended == ["a"]
+
+
+def test_waiting_for_devices_is_life_too(tmp_path: Path) -> None:
+    server = fast(tmp_path)
+    began_s, life_s = server.world.now_s, server.exchange.now_s()
+    server.exchange.gather(1, 20.0)
+    assert server.world.now_s - began_s == pytest.approx(20.0 / SCALE, abs=EXACTLY)
+    assert server.exchange.now_s() - life_s == pytest.approx(20.0, abs=SCALE * EXACTLY)
+
+
+def test_a_round_counts_the_waiting_for_its_devices(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, experiment(round={"quorum": 1.0}), life=Life(time_scale=SCALE))
+    away = fleet.devices["d"]
+    fleet.lose("d")
+    away.back_s = fleet.world.now_s + 1.0
+    fleet.world.actors.append(away.step)
+    began_s = fleet.world.now_s
+    fleet.run(1)
+    assert fleet.records[0].round_s == pytest.approx(
+        SCALE * (fleet.world.now_s - began_s), rel=0.01
+    )
+    assert fleet.records[0].round_s > SCALE
 
 
 def test_real_life_is_as_long_as_here(tmp_path: Path) -> None:

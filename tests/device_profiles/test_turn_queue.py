@@ -57,6 +57,8 @@ class Model:
             assert wish == (name, phase)
             self.held[name] = phase
         assert self.used() <= self.cores + 1e-9
+        busy = {*self.held, *(name for name, _ in self.waiting)}
+        assert {name for name in self.quotas if self.queue.busy(name)} == busy
         if self.waiting:
             name, phase = self.waiting[0]
             assert self.used() + self.quotas[name][phase] > self.cores + 1e-9

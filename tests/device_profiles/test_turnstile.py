@@ -224,6 +224,71 @@ def test_those_who_wait_at_the_end_are_told(turnstile: Turnstile) -> None:
     assert turnstile.waited_s("a") > 0
 
 
+def test_the_turn_of_one_that_hangs_can_be_ended(turnstile: Turnstile, grants: Grants) -> None:
+    hangs = SocketTurn(turnstile.path, "a")
+    assert hangs.begin("work", never)
+    waiting = Device(turnstile, "b")
+    turnstile.end_turn("a")
+    assert waiting.answer() is True
+    assert grants.log == [("a", "work"), ("a", None), ("b", "work")]
+    with pytest.raises(EmulationError, match="no turn to compute"):  # it lives: this work is over
+        hangs.begin("train", never)
+    assert hangs.begin("train", never)  # the next is not
+
+
+def test_so_can_the_wait_of_one(turnstile: Turnstile, grants: Grants) -> None:
+    holder = SocketTurn(turnstile.path, "a")
+    assert holder.begin("work", never)
+    first, second = Device(turnstile, "b"), Device(turnstile, "c")
+    turnstile.end_turn("b")
+    assert isinstance(first.answer(), EmulationError)
+    holder.over()
+    assert second.answer() is True
+    assert not any(name == "b" for name, _ in grants.log)
+
+
+def test_who_has_no_turn_loses_none(turnstile: Turnstile) -> None:
+    """Not its connection either: its next work would fail for that."""
+    over = SocketTurn(turnstile.path, "a")
+    assert over.begin("work", never)
+    over.over()
+    for name in ("a", "b", "stranger"):
+        turnstile.end_turn(name)
+    other = SocketTurn(turnstile.path, "c")
+    for _ in range(2):  # with the second one it has heard all that was said before the first
+        assert other.begin("train", never)
+    assert over.begin("train", never)
+    turnstile.close()
+    turnstile.end_turn("a")
+
+
+def test_no_wait_outlives_the_thread(tmp_path: Path) -> None:
+    """Life would stand still for ever for those who wait."""
+
+    def fail(name: str, phase: Phase | None) -> None:
+        if phase is None:
+            raise RuntimeError("a bug")
+
+    turnstile = Turnstile(tmp_path / "turns", 1.0, dict.fromkeys("abc", ALIKE), fail)
+    holder = SocketTurn(turnstile.path, "a")
+    assert holder.begin("work", never)
+    first, second = Device(turnstile, "b"), Device(turnstile, "c")
+    raised: list[type[BaseException]] = []
+    threading.excepthook, before = lambda args: raised.append(args.exc_type), threading.excepthook
+    try:
+        holder.over()
+        for waiting in (first, second):
+            assert isinstance(waiting.answer(), EmulationError)
+        turnstile.close()
+    finally:
+        threading.excepthook = before
+    assert raised == [RuntimeError]
+    waits = turnstile.waits()
+    time.sleep(0.002)
+    assert turnstile.waits() == waits and min(waits.values()) > 0
+    assert {name: turnstile.waited_s(name) for name in "abc"} == waits
+
+
 def test_a_path_where_nothing_can_listen(tmp_path: Path, grants: Grants) -> None:
     quotas = grants.quotas
     with pytest.raises(EmulationError, match=r"cannot listen at .*none/turns"):

@@ -170,7 +170,7 @@ def run_round(
         codecs={client: assign.codec for client, assign in work.assigns.items()},
         budgets={client: allowance.asked_bytes for client, allowance in allowed.items()},
         held=held.given,
-        asked={client: asked_of(client, places.index(client), experiment) for client in clients},
+        asked={c: asked_of(c, place, experiment) for place, c in enumerate(places) if c in sizes},
     )
     return state, record
 

@@ -66,9 +66,14 @@ class Emulation:
         if self.testbed is not None:
             self.testbed.end_turn(client)
 
+    @property
+    def to_check(self) -> bool:
+        """Whether there is something to measure before the first round."""
+        return self.testbed is not None and self.experiment.emulation.check
+
     def check(self) -> None:
-        """Measure how close the places come to what was asked for, if the experiment wants it."""
-        if self.testbed is not None and self.experiment.emulation.check:
+        """Measure how close the places come to what was asked for."""
+        if self.testbed is not None:
             self.fidelity = fidelity.probe(self.plans, self.testbed)
             self.before = self.testbed.counters()
 

@@ -43,7 +43,10 @@ def run_experiment(
             open_broker(address, port, directory / "log", emulation.broker_host)
         )
         paths = write_shards(shards, directory / "data")
-        emulation.check()
+        if emulation.to_check:
+            for sink in sinks:
+                sink.note("measuring how close the boards and links come, some seconds")
+            emulation.check()
 
         def start_fleet() -> Fleet:
             return stack.enter_context(emulation.fleet(paths, broker, directory))

@@ -18,7 +18,7 @@ from device_profiles.emulation.abilities import find_abilities
 from device_profiles.emulation.belongings import default_folder
 from tests.e2e.processes import Finished, Workshop, read_report, select
 
-ROUNDS = 6
+ROUNDS = 5
 # Two boards that stay, one that comes and goes, and two that are asked for more than their memory
 # holds: the batch makes a step large.
 FLEETS = f"""
@@ -38,6 +38,7 @@ deadline_s = 60
 quorum = 0.2
 [emulation]
 restart_s = 0.5
+cpu = "integer"
 [[fleet]]
 profile = "pi-5"
 link = "ethernet"
@@ -189,6 +190,7 @@ def test_whatever_ends_a_run_everything_of_it_is_removed(
     file = tmp_path / "boards.toml"
     file.write_text(FLEETS.replace("TRACE", "trace.csv"))
     settings = ["--set", "rounds=1000", "--set", "train.batch=32", "--set", "emulation.check=false"]
+    settings += ["--set", "emulation.cpu=phases"]
     run = workshop.start("run", file, *settings, out=tmp_path / "out")
     run.wait_for(lambda: run.rounds() >= 1)
     assert remains()
@@ -234,11 +236,7 @@ def test_slow_links_run_faster_than_life_and_tell_lifes_seconds(
     ("change", "says"),
     [
         ("fleet.0.profile=pi-6", "no such board; did you mean pi-5"),
-        ("fleet.0.profile=imx6ull", "flexmoe does not run on this board"),
-        ("fleet.0.link=wify", "wifi"),
         ("fleet.0.memory_mib=8", "under the"),
-        ("fleet.0.memory_mib=900000", "more than the"),
-        ("fleet.0.threads=99", "threads"),
         ("emulation.time_scale=50", "largest time_scale that fits"),
         ("fleet.0.availability=trace(none.csv)", "none.csv"),
     ],

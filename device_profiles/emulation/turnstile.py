@@ -122,7 +122,8 @@ class Turnstile:
             if name in self._guests:
                 self._hear(self._guests[name])  # it may have said that it is over
             if name in self._guests and self._queue.busy(name):
-                self._drop(self._guests[name], f"{name} has had its time")
+                log.info("turns: %s has had its time", name)
+                self._drop(self._guests[name])
 
     def _end(self) -> None:
         self._count_waits(all_over=True)

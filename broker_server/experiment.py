@@ -156,10 +156,13 @@ class Experiment(Section):
         A device of a fleet is known by its name, wherever it is in the order.
         """
         number = number_of(client)
-        kinds = [fleet for fleet in self.fleet for _ in range(fleet.count)]
-        if number is None or number >= len(kinds):
-            return self.model.experts_asked(place)
-        return kinds[number].experts_per_device or self.model.experts_asked(number)
+        if number is not None:
+            first = 0
+            for fleet in self.fleet:
+                if number < first + fleet.count:
+                    return fleet.experts_per_device or self.model.experts_asked(number)
+                first += fleet.count
+        return self.model.experts_asked(place)
 
     @model_validator(mode="before")
     @classmethod

@@ -24,7 +24,7 @@ import numpy as np
 
 from device_profiles.calibration.host_figures import HostFigures
 from edge_runtime import __version__
-from edge_runtime.cgroup import read_limits
+from edge_runtime.cgroup import usable_cores
 from edge_runtime.program_cache import cache_root
 
 log = logging.getLogger("flexmoe.calibration")
@@ -58,7 +58,7 @@ def measure(seconds: float = 2.0) -> HostFigures:
     return HostFigures(
         cpu=cpu_name(),
         architecture=platform.machine(),
-        cores=usable_cores(),
+        cores=whole_cores(),
         isa=kernels.isa,
         integer_mips=sum(_integer_mips(seconds - 2 * span_s)) / 2,
         gemm_gflops=2 * MATRIX**3 / gemm_s / 1e9,
@@ -105,12 +105,9 @@ def best_span_s(work: Callable[[], object], seconds: float) -> float:
     return best
 
 
-def usable_cores() -> int:
-    """The cores that this process may use: by its affinity, and by the quota of its cgroup."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    quota = read_limits().cpu_cores
-    return cores if quota is None else max(1, min(cores, int(quota)))
+def whole_cores() -> int:
+    """The whole cores that this process may use, at least 1."""
+    return max(1, int(usable_cores()))
 
 
 def cpu_name(cpuinfo: Path = CPUINFO, model: Path = MODEL) -> str:
@@ -140,7 +137,7 @@ def _key() -> str:
     from edge_runtime.native import _native
 
     isa = _native.kernels(threads=1).isa
-    facts = [cpu_name(), platform.machine(), str(usable_cores()), isa, __version__]
+    facts = [cpu_name(), platform.machine(), str(whole_cores()), isa, __version__]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from device_profiles.calibration import calibration
 from device_profiles.calibration.host_figures import HostFigures
+from edge_runtime import cgroup
 from edge_runtime.cgroup import Limits
 
 HOST = HostFigures("Some CPU", "x86_64", 2, "avx2", 4000.0, 100.0, 9000.0)
@@ -105,7 +106,7 @@ def test_a_damaged_file_is_measured_anew(tmp_path: Path, meter: Meter, damaged: 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("cpu_name", lambda: "Other CPU"), ("usable_cores", lambda: 99), ("__version__", "99")],
+    [("cpu_name", lambda: "Other CPU"), ("whole_cores", lambda: 99), ("__version__", "99")],
 )
 def test_another_cpu_or_version_is_measured_anew(
     tmp_path: Path, meter: Meter, monkeypatch: pytest.MonkeyPatch, name: str, value: object
@@ -128,9 +129,9 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_obstacle(
 def test_cores_are_those_that_this_process_may_use(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
 ) -> None:
-    monkeypatch.setattr(calibration.os, "sched_getaffinity", lambda _: {0, 1, 5, 9}, raising=False)
-    monkeypatch.setattr(calibration, "read_limits", limits(quota))
-    assert calibration.usable_cores() == cores
+    monkeypatch.setattr(cgroup.os, "sched_getaffinity", lambda _: {0, 1, 5, 9}, raising=False)
+    monkeypatch.setattr(cgroup, "read_limits", limits(quota))
+    assert calibration.whole_cores() == cores
 
 
 def test_a_machine_is_called_by_its_board_or_else_its_cpu(tmp_path: Path) -> None:
